@@ -1,0 +1,1 @@
+"""Stream live video through a served SANA-Streaming model."""

@@ -1,0 +1,1 @@
+"""Model definitions written from the specification, checkpoint import, ONNX export and golden verification."""
