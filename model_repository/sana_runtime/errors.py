@@ -30,6 +30,10 @@ class EngineError(SanaError):
     """An engine that cannot be loaded, or was fed the wrong tensors."""
 
 
+class ServerError(SanaError):
+    """A Triton server that does not start, answer or stop."""
+
+
 class RequestError(SanaError):
     """A request that a stage refuses: wrong frames, prompt or parameters."""
 

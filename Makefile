@@ -1,0 +1,44 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+# The CPU build of torch is what a server without a GPU needs; any version that pyproject.toml allows will do.
+TORCH ?= torch==2.13.0
+# Carrier of the real Triton server (2.51.0, release 24.10). Its Python dependencies are not needed and pin numpy below 2.
+TRITON_SERVER := nvidia-pytriton==0.7.0
+
+.PHONY: help setup demo test style types bench clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## create .venv and install everything, the bundled Triton server included
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("sana-build needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet --no-deps $(TRITON_SERVER)
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: setup ## compile the tiny model, serve it, edit the shipped clip: see out/
+	$(BIN)/sana-build --model tiny --gpu cpu --output out/repo
+	$(BIN)/python examples/demo.py
+
+test: setup ## run the whole test suite
+	$(BIN)/python -m pytest
+
+style: setup ## check formatting and lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: setup ## check types
+	$(BIN)/mypy
+
+bench: setup ## measure the served pipeline against its stages
+	$(BIN)/python benchmarks/serving.py
+
+clean: ## remove what the other targets made
+	rm -rf out $(VENV) .pytest_cache .mypy_cache .ruff_cache

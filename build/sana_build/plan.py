@@ -1,0 +1,88 @@
+"""The resolved plan of a build: every choice made and checked before any work starts."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sana_runtime.errors import ConfigError, choose
+from sana_runtime.manifest import MANIFEST
+
+from sana_build.targets import POLICIES, TARGETS, Target
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from sana_export.checkpoint import Checkpoint
+    from sana_export.configs import ModelConfig
+
+STAGES = {
+    "text_encoder": ("prompt",),
+    "vae_encoder": ("first", "steady"),
+    "denoiser": ("prompt", "first", "steady"),
+    "vae_decoder": ("first", "steady"),
+}
+"""Triton models with an engine, and the variants each of them is built in."""
+
+IDLE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be built, from what, for what. `streams` is how many the server holds at once."""
+
+    model: "ModelConfig"
+    checkpoint: "Checkpoint"
+    target: Target
+    policy: str
+    output: Path
+    streams: int
+    threads: int
+
+    def table(self) -> "Table":
+        """The plan as a two-column table for a person."""
+        from rich.table import Table
+
+        geometry = self.model.geometry
+        rows = {
+            "model": self.model.name,
+            "checkpoint": self.checkpoint.describe(),
+            "target": f"{self.target.name} ({self.target.title})",
+            "policy": f"{self.policy} ({POLICIES[self.policy]})",
+            "frames": f"{geometry.width}x{geometry.height}, {geometry.first_frames} then {geometry.steady_frames} a chunk",
+            "sampler": f"{self.model.stream.steps} steps, window of {self.model.stream.window} chunks with sink",
+            "streams": f"{self.streams} at once, each up to {geometry.max_chunks} chunks",
+            "engines": ", ".join(f"{stage} ({' '.join(variants)})" for stage, variants in STAGES.items()),
+            "output": str(self.output),
+        }
+        table = Table("plan", "", show_header=False, box=None)
+        for name, value in rows.items():
+            table.add_row(f"[bold]{name}[/]", value)
+        return table
+
+
+def resolve(model: str, checkpoint: str | None, gpu: str, policy: str | None, output: Path, streams: int) -> Plan:
+    """Check every name and path; raises ConfigError or CheckpointError with the names there are."""
+    from sana_export.checkpoint import resolve as resolve_checkpoint
+    from sana_export.configs import MODELS
+
+    config = choose("--model", model, MODELS)
+    if not config.dit.streaming:
+        raise ConfigError(f"--model {model} edits whole clips and cannot stream: it is for `verify` and offline use only")
+    target = choose("--gpu", gpu, TARGETS)
+    chosen = policy or target.policies[0]
+    choose("--policy", chosen, POLICIES)
+    if chosen not in target.policies:
+        raise ConfigError(f"--gpu {gpu} cannot run --policy {chosen}: it runs {', '.join(target.policies)}")
+    if streams < 1:
+        raise ConfigError(f"--streams is {streams}: the server needs room for at least one stream")
+    check_output(output)
+    resolved = resolve_checkpoint(checkpoint or config.checkpoint, config)
+    return Plan(config, resolved, target, chosen, output, streams, threads=os.cpu_count() or 1)
+
+
+def check_output(output: Path) -> None:
+    """Refuse an output folder that is a file or holds something that is not a built repository."""
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"--output {output} is a file: name a folder")
+    if output.is_dir() and any(output.iterdir()) and not (output / MANIFEST).is_file():
+        raise ConfigError(f"--output {output} is not empty and has no {MANIFEST}: name a new folder, or empty this one")

@@ -1,0 +1,162 @@
+"""Packaging: engines, model folders and runtime become one Triton model repository with a manifest over every file."""
+
+import hashlib
+import shutil
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sana_runtime
+from sana_build.bundle import SERVER_VERSION
+from sana_runtime.errors import BuildError, RepositoryError
+from sana_runtime.manifest import MANIFEST, Manifest, sha256
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+ENSEMBLE = "sana_streaming"
+MODELS = ("text_encoder", "vae_encoder", "denoiser", "vae_decoder", ENSEMBLE)
+RUNTIME = "sana_runtime.zip"
+CONFIG = "config.pbtxt"
+
+NEWER_FIELDS = {"inference.ModelConfig.model_metrics", "inference.ModelEnsembling.max_inflight_requests"}
+"""Fields of tritonclient 2.73's schema that server 2.51 does not know (the two schemas compared)."""
+
+
+def package(staging: Path, manifest: Manifest) -> Manifest:
+    """Complete `staging`, which holds `<model>/1/*.onnx` and the tokenizer, to a repository; returns its manifest.
+
+    Raises BuildError if an engine is missing or a configuration would not load.
+    """
+    for stage, variants in manifest.engines.items():
+        for variant, entry in variants.items():
+            if not (staging / entry.path).is_file():
+                raise BuildError(f"engine {stage}/{variant} is missing at {staging / entry.path}: build it first")
+    _write_runtime(staging / RUNTIME)
+    build_id = _build_id(staging)
+    for model in MODELS:
+        shutil.copytree(templates() / model, staging / model, dirs_exist_ok=True, ignore=_no_caches)
+        write_config(staging / model / CONFIG, manifest, build_id)
+        if model != ENSEMBLE and not (staging / model / "1" / "model.py").is_file():
+            # The server would wait for ever on such a model.
+            raise BuildError(f"the template of {model} has no 1/model.py: install sana-build again")
+    complete = replace(manifest, files={name: sha256(staging / name) for name in _files(staging)})
+    complete.write(staging)
+    return complete
+
+
+def check_repository(repository: Path) -> Manifest:
+    """The manifest of a repository that is exactly as it was built; raises RepositoryError for the first difference."""
+    manifest = Manifest.read(repository)
+    manifest.check_files(repository)
+    # Triton takes every folder for a model and the highest number for its version, so additions count as edits.
+    if extra := sorted(set(_files(repository)) - manifest.files.keys()):
+        raise RepositoryError(f"{repository / extra[0]} was added after the build: remove it or build again")
+    folders = {path.name for path in repository.iterdir() if path.is_dir()}
+    if folders != set(MODELS):
+        names = ", ".join(sorted(folders ^ set(MODELS)))
+        raise RepositoryError(f"{repository} should hold the models {', '.join(MODELS)}, which differs in: {names}")
+    return manifest
+
+
+def templates() -> Path:
+    """The folder of the committed model folders, in a wheel or in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "model_repository"
+    return installed if installed.is_dir() else package.parents[1] / "model_repository"
+
+
+def write_config(path: Path, manifest: Manifest, build_id: str) -> None:
+    """Fill the template at `path` with the sizes of the build, through the schema of the server."""
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
+
+    try:
+        config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+    except text_format.ParseError as error:
+        raise BuildError(f"{path} is not a model configuration: {error}") from error
+    dims = tensor_dims(manifest)
+    for tensor in (*config.input, *config.output):
+        tensor.dims[:] = dims[tensor.name]
+    if config.HasField("sequence_batching"):
+        config.sequence_batching.oldest.max_candidate_sequences = manifest.streams
+        config.sequence_batching.max_sequence_idle_microseconds = int(manifest.idle_seconds * 1e6)
+    if config.name == ENSEMBLE:
+        for name, value in stream_parameters(manifest, build_id).items():
+            config.parameters[name].string_value = str(value)
+    check_config(config)
+    path.write_text(text_format.MessageToString(config))
+
+
+def check_config(config: Any) -> None:
+    """Refuse what server 2.51 rejects or silently ignores; raises BuildError naming the field."""
+    for field in _fields(config):
+        if field in NEWER_FIELDS:
+            raise BuildError(f"model {config.name}: server {SERVER_VERSION} does not know the field {field}, remove it")
+    if config.backend == "python" and config.sequence_batching.state:
+        raise BuildError(f"model {config.name}: the python backend drops `state` silently, keep it in the model")
+
+
+def tensor_dims(manifest: Manifest) -> dict[str, list[int]]:
+    """Dimensions of every wire tensor without the batch dimension; frames and prompt bytes of a chunk stay open."""
+    geometry, text = manifest.geometry, manifest.config["text"]
+    frames = [-1, geometry.height, geometry.width, 3]
+    latent = [geometry.latent_channels, -1, geometry.latent_height, geometry.latent_width]
+    return {
+        "frames": frames,
+        "edited": frames,
+        "prompt": [-1],
+        "text": [text["tokens"], text["width"]],
+        "text_mask": [text["tokens"]],
+        "source": latent,
+        "latent": latent,
+    }
+
+
+def stream_parameters(manifest: Manifest, build_id: str) -> dict[str, Any]:
+    """What a client reads from the ensemble's configuration."""
+    geometry = manifest.geometry
+    names = ("first_frames", "steady_frames", "height", "width", "max_chunks")
+    return {name: getattr(geometry, name) for name in names} | {"model": manifest.model, "build": build_id}
+
+
+def _fields(message: "Message") -> Iterator[str]:
+    """Full names of the fields that are set anywhere in `message`."""
+    from google.protobuf.message import Message
+
+    for field, value in message.ListFields():
+        yield field.full_name
+        entries = value.values() if hasattr(value, "values") else value if field.is_repeated else [value]
+        for entry in entries:
+            if isinstance(entry, Message):
+                yield from _fields(entry)
+
+
+def _write_runtime(path: Path) -> None:
+    """The runtime's modules as a zip file whose bytes depend on them alone."""
+    root = Path(sana_runtime.__file__).parent
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for module in sorted(root.rglob("*.py")):
+            entry = zipfile.ZipInfo(str(module.relative_to(root.parent)), (1980, 1, 1, 0, 0, 0))
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(entry, module.read_bytes())
+
+
+def _build_id(staging: Path) -> str:
+    """Short hash over engines, tokenizer and runtime: two builds that answer alike share it."""
+    digest = hashlib.sha256()
+    for name in _files(staging):
+        digest.update(f"{name} {sha256(staging / name)}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def _files(repository: Path) -> list[str]:
+    """Relative names of all files but the manifest and byte code that Python wrote."""
+    paths = (path for path in sorted(repository.rglob("*")) if path.is_file() and path.parent.name != "__pycache__")
+    return [name for path in paths if (name := path.relative_to(repository).as_posix()) != MANIFEST]
+
+
+def _no_caches(_: str, names: list[str]) -> list[str]:
+    return [name for name in names if name == "__pycache__"]

@@ -1,0 +1,110 @@
+"""The command `sana-stream`: edit a video, or a live one, through a served model."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sana_client.errors import ClientError
+
+if TYPE_CHECKING:
+    from sana_client.run import Job, Report
+
+EPILOG = """
+**Examples**
+
+`sana-stream clip.mp4 --prompt "make it a watercolour" -o painted.mp4`
+
+`sana-stream clip.mp4 --prompt "add snow" --prompt-at "4=make it night" -o out.mp4 --contact-sheet out.png`
+
+`sana-stream rtsp://camera/1 --prompt "make it a comic" -o live.mkv`  (Ctrl-C ends it, the file is complete)
+
+`ffmpeg -i talk.webm -f matroska - | sana-stream - --prompt "oil painting" -o talk.mkv --json > figures.json`
+"""
+
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+
+
+@app.command(epilog=EPILOG)
+def stream(
+    source: Annotated[
+        str, typer.Argument(metavar="INPUT", help="Video file, device (/dev/video0), address, or - for stdin.")
+    ],
+    prompt: Annotated[str, typer.Option(help="What to do with the video, from its start.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .mp4, .mov or .mkv.")],
+    prompt_at: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SECONDS=PROMPT", help="Change the prompt at the first chunk that starts then or later; repeatable."
+        ),
+    ] = None,
+    url: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="gRPC address of the Triton server.")
+    ] = "127.0.0.1:8001",
+    model: Annotated[str, typer.Option(help="Name of the ensemble.")] = "sana_streaming",
+    seed: Annotated[int, typer.Option(min=0, help="Noise seed: same seed, same edit.")] = 0,
+    in_flight: Annotated[int, typer.Option(min=1, max=8, help="Chunks sent ahead of their answers.")] = 2,
+    transport: Annotated[
+        str,
+        typer.Option(
+            help="shm (shared memory, same host), message (any host), or auto: shm where it works, and it says if not."
+        ),
+    ] = "auto",
+    wait: Annotated[
+        float, typer.Option(min=0.001, metavar="SECONDS", help="How long to wait for a slot on a full server.")
+    ] = 5.0,
+    timeout: Annotated[float, typer.Option(min=0.001, metavar="SECONDS", help="How long a chunk may take.")] = 120.0,
+    side_by_side: Annotated[
+        bool, typer.Option("--side-by-side", help="Show the source to the left of the edit.")
+    ] = False,
+    contact_sheet: Annotated[
+        Path | None,
+        typer.Option(metavar="PNG", help="Also write moments of the source above their edits as one picture."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures of the run as one JSON object.")] = False,
+) -> None:
+    """Edit a video chunk by chunk on a SANA-Streaming server.
+
+    Frames are scaled and cropped to the model's size. Timestamps and sound stay those of the source. The model needs at
+    least its first chunk (33 frames). A stream longer than the model can hold goes on as a new sequence, with a notice
+    and counted as `restarts` in the figures: the edit may change its look there.
+    """
+    from sana_client.chunks import Prompts
+    from sana_client.run import Job
+    from sana_client.session import Limits
+
+    job = Job(
+        source=source,
+        output=output,
+        prompts=Prompts.parse(prompt, prompt_at or []),
+        server=url,
+        model=model,
+        seed=seed,
+        transport=transport,
+        limits=Limits(in_flight, slot_seconds=wait, chunk_seconds=timeout),
+        side_by_side=side_by_side,
+        sheet=contact_sheet,
+    )
+    report = _run(job)
+    if as_json:
+        print(json.dumps({"input": source, "output": str(output), **report.as_json()}))
+
+
+def _run(job: "Job") -> "Report":
+    import asyncio
+
+    from sana_client.display import Bar
+    from sana_client.run import run
+
+    with Bar() as bar:
+        return asyncio.run(run(job, bar))
+
+
+def main() -> None:
+    """Entry point of `sana-stream`: an error is one sentence on stderr and exit code 1."""
+    try:
+        app()
+    except ClientError as error:
+        sys.exit(f"sana-stream: {error}")

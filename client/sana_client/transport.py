@@ -1,0 +1,176 @@
+"""How frames travel to and from the server: inside the gRPC message, or in shared memory on the same host."""
+
+import os
+from collections.abc import Awaitable, Callable
+from math import prod
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+from typing import Protocol
+
+import grpc
+import numpy as np
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
+
+from sana_client.errors import ServerLost, TransportError, choose
+from sana_client.protocol import StreamInfo
+from sana_client.wire import CALL_SECONDS
+
+FRAMES = "frames"
+EDITED = "edited"
+CLEANUP_SECONDS = 2.0
+Shape = tuple[int, ...]
+
+
+class Transport(Protocol):
+    """Carries the frames of at most `slots` chunks in flight; `note` says why it is not the one asked for first."""
+
+    name: str
+    note: str
+
+    def put(self, request: pb.ModelInferRequest, slot: int, frames: np.ndarray) -> None:
+        """Add `frames` (1, F, H, W, 3) uint8 to the request, and where the answer shall go."""
+
+    def take(self, response: pb.ModelInferResponse, slot: int, shape: Shape) -> np.ndarray:
+        """A uint8 array of `shape` with the answer's frames, independent of the slot."""
+
+    async def close(self) -> None:
+        """Give back whatever is held here and on the server."""
+
+
+class MessageTransport:
+    """Frames as bytes in the gRPC message: works with any server, costs copies at both ends."""
+
+    name = "message"
+
+    def __init__(self, note: str = "") -> None:
+        self.note = note
+
+    def put(self, request: pb.ModelInferRequest, slot: int, frames: np.ndarray) -> None:
+        request.inputs.add(name=FRAMES, datatype="UINT8", shape=frames.shape)
+        request.raw_input_contents.append(frames.tobytes())
+        request.outputs.add(name=EDITED)
+
+    def take(self, response: pb.ModelInferResponse, slot: int, shape: Shape) -> np.ndarray:
+        data = response.raw_output_contents[0] if response.raw_output_contents else b""
+        _check_size(len(data), shape)
+        return np.frombuffer(data, np.uint8).reshape(shape)
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+class SharedMemoryTransport:
+    """Frames in two POSIX regions, one in and one out, of one slot per chunk in flight."""
+
+    name = "shm"
+    note = ""
+
+    def __init__(self, stub: GRPCInferenceServiceStub, slot_bytes: int, slots: int) -> None:
+        self._stub = stub
+        self._slot_bytes = slot_bytes
+        self._regions: dict[str, SharedMemory] = {}
+        try:
+            for tensor in (FRAMES, EDITED):
+                self._regions[tensor] = _reserve(slot_bytes * slots)
+        except TransportError:
+            self._unlink()
+            raise
+
+    async def register(self) -> None:
+        """Make the server map both regions; raises TransportError when it cannot, as on another host."""
+        try:
+            for region in self._regions.values():
+                request = pb.SystemSharedMemoryRegisterRequest(
+                    name=region.name, key=f"/{region.name}", byte_size=region.size
+                )
+                await self._stub.SystemSharedMemoryRegister(request, timeout=CALL_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            await self.close()
+            raise TransportError(f"the server cannot map this host's shared memory ({error.details()})") from None
+        except BaseException:
+            await self.close()
+            raise
+
+    def put(self, request: pb.ModelInferRequest, slot: int, frames: np.ndarray) -> None:
+        self._view(FRAMES, slot, frames.shape)[:] = frames
+        tensor = request.inputs.add(name=FRAMES, datatype="UINT8", shape=frames.shape)
+        self._point(tensor.parameters, FRAMES, slot, frames.nbytes)
+        # An answer is as large as its frames, but a larger room would hide a server that answers too much.
+        self._point(request.outputs.add(name=EDITED).parameters, EDITED, slot, frames.nbytes)
+
+    def take(self, response: pb.ModelInferResponse, slot: int, shape: Shape) -> np.ndarray:
+        _check_size(prod(response.outputs[0].shape), shape)
+        return self._view(EDITED, slot, shape).copy()
+
+    def _view(self, tensor: str, slot: int, shape: Shape) -> np.ndarray:
+        return np.ndarray(shape, np.uint8, self._regions[tensor].buf, offset=slot * self._slot_bytes)
+
+    def _point(self, parameters: "pb.ModelInferRequest.ParametersEntry", tensor: str, slot: int, size: int) -> None:
+        parameters["shared_memory_region"].string_param = self._regions[tensor].name
+        parameters["shared_memory_offset"].int64_param = slot * self._slot_bytes
+        parameters["shared_memory_byte_size"].int64_param = size
+
+    async def close(self) -> None:
+        """Unregister and unlink both regions; a server that is gone has forgotten them by itself."""
+        try:
+            for region in self._regions.values():
+                request = pb.SystemSharedMemoryUnregisterRequest(name=region.name)
+                await self._stub.SystemSharedMemoryUnregister(request, timeout=CLEANUP_SECONDS)
+        except grpc.aio.AioRpcError:
+            return
+        finally:
+            self._unlink()
+
+    def _unlink(self) -> None:
+        while self._regions:
+            _, region = self._regions.popitem()
+            region.close()
+            region.unlink()
+
+
+def _reserve(size: int) -> SharedMemory:
+    """A new region whose memory is really there: a sparse one would end this process at the first write beyond it."""
+    try:
+        region = SharedMemory(create=True, size=size)
+    except OSError as error:
+        raise TransportError(f"this host has no POSIX shared memory ({error})") from None
+    try:
+        with Path("/dev/shm", region.name).open("rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        region.close()
+        region.unlink()
+        raise TransportError(f"/dev/shm has no room for {size / 1e6:.0f} MB of frames ({error.strerror})") from None
+    return region
+
+
+def _check_size(size: int, shape: Shape) -> None:
+    if size != prod(shape):
+        raise ServerLost(f"the server answered {size} bytes instead of frames of shape {shape}: check its model")
+
+
+async def _message(stub: GRPCInferenceServiceStub, info: StreamInfo, slots: int) -> Transport:
+    return MessageTransport()
+
+
+async def _shared_memory(stub: GRPCInferenceServiceStub, info: StreamInfo, slots: int) -> Transport:
+    transport = SharedMemoryTransport(stub, prod(info.shape(max(info.first_frames, info.steady_frames))), slots)
+    await transport.register()
+    return transport
+
+
+async def _best(stub: GRPCInferenceServiceStub, info: StreamInfo, slots: int) -> Transport:
+    try:
+        return await _shared_memory(stub, info, slots)
+    except TransportError as error:
+        return MessageTransport(note=str(error))
+
+
+Opener = Callable[[GRPCInferenceServiceStub, StreamInfo, int], Awaitable[Transport]]
+TRANSPORTS: dict[str, Opener] = {"auto": _best, "message": _message, "shm": _shared_memory}
+
+
+async def open_transport(name: str, stub: GRPCInferenceServiceStub, info: StreamInfo, slots: int) -> Transport:
+    """The transport called `name`; raises UsageError for an unknown name, TransportError when it cannot be had."""
+    return await choose("transport", name, TRANSPORTS)(stub, info, slots)

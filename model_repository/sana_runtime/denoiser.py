@@ -1,0 +1,117 @@
+"""The denoiser stage: the steps of one chunk, then the cache pass that writes the state (spec 4.2, 5.1)."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from sana_runtime.engine import Engine
+from sana_runtime.errors import EngineError, RequestError
+from sana_runtime.geometry import Chunk
+from sana_runtime.manifest import Manifest
+from sana_runtime.schedule import chunk_noise, streaming_schedule
+from sana_runtime.stages import Request, State, StatefulStage, Tensors, step
+from sana_runtime.state import IN
+
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Text tensors of the last chunk with the `prompt` engine's outputs for them, which every DiT call reads."""
+
+    text: np.ndarray
+    mask: np.ndarray
+    outputs: State
+
+    def holds(self, text: np.ndarray, mask: np.ndarray) -> bool:
+        return np.array_equal(self.text, text) and np.array_equal(self.mask, mask)
+
+
+@dataclass(frozen=True)
+class DenoiserState:
+    """What a stream carries through the denoiser; `carried` are the DiT's state tensors by name."""
+
+    seed: int
+    prompt: Prompt
+    carried: State
+
+
+class DenoiserStage(StatefulStage[DenoiserState]):
+    """`source` f32 (1, C, T, h, w), `text` f32 (1, L, D) and `text_mask` f32 (1, L) to `latent` of source's shape."""
+
+    def __init__(
+        self, engines: Mapping[str, Engine], manifest: Manifest, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__(engines, manifest, clock)
+        self._schedule = streaming_schedule(manifest.steps)
+        self._text_shape = (1, manifest.config["text"]["tokens"], manifest.config["text"]["width"])
+        self._steady_inputs = {spec.name: spec for spec in engines["steady"].inputs}
+        if "recent_valid" not in self._steady_inputs:
+            raise EngineError("the denoiser's steady engine has no input recent_valid: build the repository again")
+
+    def advance(self, state: DenoiserState | None, chunk: Chunk, request: Request) -> tuple[Tensors, DenoiserState]:
+        source = request.tensor("source", "float32", self.geometry.latent_shape(chunk))
+        seed = _seed(request, state)
+        prompt = self._prompt(request, state)
+        carried = state.carried if state else None
+        feeds = {"source": source, **prompt.outputs, **self._position(chunk)}
+        latent = self._denoise(chunk, feeds, carried, chunk_noise(seed, chunk.index, source.shape))
+        # The last chunk of a stream has no successor that would read its cache.
+        carried = {} if request.end else self._write_cache(chunk, feeds, carried, latent)
+        return {"latent": latent}, DenoiserState(seed, prompt, carried)
+
+    def placeholder(self) -> Tensors:
+        return {"latent": self.empty_latent()}
+
+    def _denoise(self, chunk: Chunk, feeds: State, carried: State | None, latent: np.ndarray) -> np.ndarray:
+        steps = zip(self._schedule.timesteps, pairwise(self._schedule.sigmas), strict=True)
+        for timestep, (sigma, following) in steps:
+            outputs, _ = self._evaluate(chunk, feeds, carried, latent, timestep)
+            latent = latent + np.float32(following - sigma) * outputs["velocity"]
+        return latent
+
+    def _write_cache(self, chunk: Chunk, feeds: State, carried: State | None, latent: np.ndarray) -> State:
+        """State after the chunk; what the steady engine reads and the first one does not write starts as zeros."""
+        _, written = self._evaluate(chunk, feeds, carried, latent, 0.0)
+        return {**self._zeros(), **written} if chunk.index == 0 else written
+
+    def _evaluate(
+        self, chunk: Chunk, feeds: State, carried: State | None, latent: np.ndarray, timestep: float
+    ) -> tuple[Tensors, State]:
+        moment = {"latent": latent, "timestep": np.array([timestep], np.float32)}
+        return step(self.engines, chunk, {**feeds, **moment}, carried)
+
+    def _zeros(self) -> Tensors:
+        states = {name.removesuffix(IN): spec for name, spec in self._steady_inputs.items() if name.endswith(IN)}
+        return {name: np.zeros(spec.shape, spec.dtype) for name, spec in states.items()}
+
+    def _position(self, chunk: Chunk) -> Tensors:
+        """Where a steady chunk is: its first latent frame, and which recent slots hold a chunk, newest last."""
+        if chunk.index == 0:
+            return {}
+        valid = np.zeros(self._steady_inputs["recent_valid"].shape, np.float32)
+        slots = valid.shape[1]
+        valid[:, slots - min(chunk.index - 1, slots) :] = 1.0
+        return {"frame_start": np.array([chunk.start], np.int64), "recent_valid": valid}
+
+    def _prompt(self, request: Request, state: DenoiserState | None) -> Prompt:
+        text = request.tensor("text", "float32", self._text_shape)
+        mask = request.tensor("text_mask", "float32", self._text_shape[:2])
+        if state and state.prompt.holds(text, mask):
+            return state.prompt
+        # The request's tensors are views of memory that the server takes back after the answer.
+        text, mask = text.copy(), mask.copy()
+        return Prompt(text, mask, self.engines["prompt"].run({"text": text, "text_mask": mask}))
+
+
+def _seed(request: Request, state: DenoiserState | None) -> int:
+    """The stream's noise seed, given with its first chunk; raises RequestError for one that is no seed or changes."""
+    seed = request.parameters.get("seed", state.seed if state else 0)
+    if type(seed) is not int or not 0 <= seed <= MAX_SEED:
+        raise RequestError(f"parameter `seed` is {seed!r}: it has to be an integer from 0 to {MAX_SEED}")
+    if state and seed != state.seed:
+        raise RequestError(f"parameter `seed` changed from {state.seed} to {seed}: it is fixed when a stream begins")
+    return seed

@@ -1,0 +1,128 @@
+"""A stage as a model of Triton's python backend: a model.py says `TritonPythonModel = partial(StageModel, NAME)`."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sana_runtime import bridge
+from sana_runtime.denoiser import DenoiserStage
+from sana_runtime.engine import Engine, load_engine
+from sana_runtime.errors import RepositoryError, RequestError, choose
+from sana_runtime.manifest import Manifest
+from sana_runtime.prompts import PromptTokenizer
+from sana_runtime.sessions import SessionTable
+from sana_runtime.stages import Request, Stage, TextEncoderStage, VAEDecoderStage, VAEEncoderStage
+
+START, END = 1, 2
+"""Bits of a request's sequence flags."""
+
+TOKENIZER = "tokenizer.json"
+
+Engines = Mapping[str, Engine]
+
+
+def _text_encoder(engines: Engines, manifest: Manifest, version: Path) -> Stage:
+    text = manifest.config["text"]
+    tokenizer = PromptTokenizer(version / TOKENIZER, text["chi"], text["tokens"])
+    return TextEncoderStage(engines, manifest, tokenizer.encode)
+
+
+STAGES: dict[str, Callable[[Engines, Manifest, Path], Stage]] = {
+    "text_encoder": _text_encoder,
+    "vae_encoder": lambda engines, manifest, _: VAEEncoderStage(engines, manifest),
+    "denoiser": lambda engines, manifest, _: DenoiserStage(engines, manifest),
+    "vae_decoder": lambda engines, manifest, _: VAEDecoderStage(engines, manifest),
+}
+
+
+def load_stage(name: str, repository: Path, version: str) -> Stage:
+    """Load the stage `name` of a built repository; raises RepositoryError or EngineError if its files are not ours."""
+    manifest = Manifest.read(repository)
+    make = choose("stage", name, STAGES)
+    manifest.check_files(repository, below=f"{name}/")
+    if name not in manifest.engines:
+        raise RepositoryError(f"the manifest of {repository} lists no engine for {name}: build the repository again")
+    entries = manifest.engines[name].items()
+    engines = {
+        variant: load_engine(entry.backend, repository / entry.path, manifest.threads) for variant, entry in entries
+    }
+    return make(engines, manifest, repository / name / version)
+
+
+class StageModel:
+    """What the python backend drives; an answer is always given, an error being one sentence for the client."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        import triton_python_backend_utils as pb_utils
+
+        self._pb = pb_utils
+        self.stage = load_stage(self.name, Path(args["model_repository"]).parent, args["model_version"])
+        self.metrics = Metrics(pb_utils, self.name)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return [self._answer(request) for request in requests]
+
+    def finalize(self) -> None:
+        del self.stage
+
+    def _answer(self, request: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            answer = self._pb.InferenceResponse(self._tensors(self.stage.run(parse(request))))
+        except RequestError as error:
+            answer = self._error(str(error), self._pb.TritonError.INVALID_ARG)
+        except Exception as error:
+            # One faulty chunk must not take the process down: it holds the streams of all other clients.
+            self._pb.Logger.log_error(f"{self.name}: {type(error).__name__}: {error}")
+            answer = self._error(f"{self.name} failed: {error}", self._pb.TritonError.INTERNAL)
+        self.metrics.update(getattr(self.stage, "sessions", None), time.perf_counter() - started)
+        return answer
+
+    def _tensors(self, outputs: Mapping[str, Any]) -> list[Any]:
+        return [bridge.to_triton(self._pb, name, array) for name, array in outputs.items()]
+
+    def _error(self, sentence: str, code: int) -> Any:
+        return self._pb.InferenceResponse(error=self._pb.TritonError(sentence, code))
+
+
+def parse(request: Any) -> Request:
+    """The backend's request object as a `Request`; its tensors are views that end with the answer."""
+    flags = request.flags()
+    return Request(
+        tensors={tensor.name(): bridge.to_numpy(tensor) for tensor in request.inputs()},
+        parameters=json.loads(request.parameters() or "{}"),
+        correlation=str(request.correlation_id()),
+        start=bool(flags & START),
+        end=bool(flags & END),
+    )
+
+
+class Metrics:
+    """Prometheus figures of one stage. The families are kept because the backend deletes a family nobody holds."""
+
+    BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+
+    def __init__(self, pb_utils: Any, stage: str) -> None:
+        kinds = pb_utils.MetricFamily
+        labels = {"stage": stage}
+        self._families = {
+            "live": kinds("sana_streams_live", "Streams this stage holds state for.", kinds.GAUGE),
+            "evicted": kinds("sana_streams_evicted", "Streams dropped for age or room.", kinds.GAUGE),
+            "broken": kinds("sana_streams_broken", "Streams whose engine call failed.", kinds.GAUGE),
+            "seconds": kinds("sana_chunk_seconds", "Time of one chunk in this stage.", kinds.HISTOGRAM),
+        }
+        seconds = self._families["seconds"]
+        self._counts = {name: self._families[name].Metric(labels=labels) for name in ("live", "evicted", "broken")}
+        self._seconds = seconds.Metric(labels=labels, buckets=list(self.BUCKETS))
+
+    def update(self, sessions: SessionTable | None, seconds: float) -> None:
+        """Publish the table's counters and the time of the request just answered."""
+        self._seconds.observe(seconds)
+        if sessions is not None:
+            for name, metric in self._counts.items():
+                metric.set(getattr(sessions, name))
