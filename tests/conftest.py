@@ -1,9 +1,13 @@
 """Paths and models that several tests share."""
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
+
+# Small tensors on busy cores: a second thread costs many times what it gains. Read when torch is first imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))

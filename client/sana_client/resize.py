@@ -5,6 +5,8 @@ from functools import lru_cache
 
 import numpy as np
 
+CHANNELS = 3
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -23,6 +25,21 @@ class Axis:
         low = np.minimum(position.astype(np.int64), source - 1)
         return cls(low, np.minimum(low + 1, source - 1), (position - low).astype(np.float32))
 
+    def interleaved(self) -> "Axis":
+        """The same over pixels whose channels lie side by side in memory, so that numpy gathers whole rows."""
+        channel = np.arange(CHANNELS)
+        low, high = ((index[:, None] * CHANNELS + channel).ravel() for index in (self.low, self.high))
+        return Axis(low, high, self.weight.repeat(CHANNELS))
+
+    def sample(self, values: np.ndarray, axis: int) -> np.ndarray:
+        """The float32 samples along `axis` of a matrix of any type."""
+        low = values.take(self.low, axis).astype(np.float32, copy=False)
+        result = values.take(self.high, axis).astype(np.float32, copy=False)
+        result -= low
+        result *= self.weight if axis else self.weight[:, None]
+        result += low
+        return result
+
 
 @dataclass(frozen=True)
 class Resizer:
@@ -30,24 +47,18 @@ class Resizer:
 
     rows: Axis
     columns: Axis
-    same: bool
 
     def float_frame(self, frame: np.ndarray) -> np.ndarray:
         """uint8 (h, w, 3) to float32 (H, W, 3) on the 0..255 scale, before rounding."""
-        rows, columns = self.rows, self.columns
-        tall = _mix(frame[rows.low], frame[rows.high], rows.weight[:, None, None])
-        return _mix(tall[:, columns.low], tall[:, columns.high], columns.weight[:, None])
+        flat = self.rows.sample(frame.reshape(frame.shape[0], -1), 0)
+        return self.columns.interleaved().sample(flat, 1).reshape(len(self.rows.low), -1, CHANNELS)
 
     def __call__(self, frame: np.ndarray) -> np.ndarray:
         """uint8 (h, w, 3) to uint8 (H, W, 3)."""
-        if self.same:
-            return frame
-        return np.rint(self.float_frame(frame)).astype(np.uint8)
-
-
-def _mix(low: np.ndarray, high: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    base = low.astype(np.float32)
-    return base + (high - base) * weight
+        if not self.rows.weight.any() and not self.columns.weight.any():
+            return frame[self.rows.low[0] : self.rows.low[-1] + 1, self.columns.low[0] : self.columns.low[-1] + 1]
+        result = self.float_frame(frame)
+        return np.rint(result, out=result).astype(np.uint8)
 
 
 @lru_cache(maxsize=8)
@@ -55,5 +66,4 @@ def resizer(source: tuple[int, int], target: tuple[int, int]) -> Resizer:
     """The resizer from (h, w) to (H, W): the larger of the two ratios, so that the target is covered."""
     scale = max(target[0] / source[0], target[1] / source[1])
     scaled = [round(size * scale) for size in source]
-    rows, columns = (Axis.covering(*sizes) for sizes in zip(source, scaled, target, strict=True))
-    return Resizer(rows, columns, same=source == target)
+    return Resizer(*(Axis.covering(*sizes) for sizes in zip(source, scaled, target, strict=True)))

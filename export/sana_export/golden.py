@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -77,7 +78,7 @@ class GoldenArrays:
         try:
             with np.load(path) as archive:
                 self._arrays = {name: torch.from_numpy(archive[name]) for name in archive.files}
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, BadZipFile) as error:
             raise BuildError(f"golden file {path} cannot be read ({error}): fetch the golden data again") from error
         self._unused = dict.fromkeys(self._arrays)
 

@@ -164,20 +164,6 @@ def cache_tensors(cache: GDNCache | KVCache) -> tuple[Tensor, ...]:
     return cache.k, cache.v, cache.tconv
 
 
-def prompt_names(depth: int) -> list[str]:
-    """Names of what the prompt variant writes and the other two read."""
-    return [*(f"block{i:02d}.text_{kind}" for i in range(depth) for kind in "kv"), "text_bias"]
-
-
-def state_names(depth: int, softmax: Sequence[int], slots: Sequence[str]) -> list[str]:
-    """Names of the DiT state in block order; `slots` are the window slots of a softmax block, sink or recent."""
-    names = []
-    for i in range(depth):
-        kinds = [f"{slot}_{kind}" for slot in slots for kind in "kv"] if i in softmax else ["state_kv", "state_z"]
-        names += [f"block{i:02d}.{kind}" for kind in (*kinds, "tconv")]
-    return names
-
-
 def text_graph(encoder: TextEncoder, tokens: Tokens) -> Graph:
     """The text encoder on example tokens."""
     inputs = dict(zip(("input_ids", "attention_mask"), map(torch.from_numpy, tokens), strict=True))

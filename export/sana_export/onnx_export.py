@@ -50,9 +50,10 @@ def _trace(graph: Graph) -> torch.onnx.ONNXProgram:
 def strip_metadata(model: ir.Model) -> None:
     """Drop what the exporter noted per node and value: it holds source paths of the building machine."""
     model.metadata_props.clear()
-    for function in (model.graph, *model.functions.values()):
-        function.metadata_props.clear()
-        for node in ir.traversal.RecursiveGraphIterator(function):
+    bodies: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for body in bodies:
+        body.metadata_props.clear()
+        for node in ir.traversal.RecursiveGraphIterator(body):
             node.metadata_props.clear()
             for value in node.outputs:
                 value.metadata_props.clear()
