@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
+
 from sana_build.build import build
 from sana_build.plan import Plan
 from sana_build.targets import TARGETS

@@ -6,14 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+
 from sana_client.pipeline import edit
 from sana_client.session import Limits, connect
-from sana_export.checkpoint import resolve
-from sana_export.configs import ModelConfig
 from sana_export.pipeline import OfflinePipeline
-from sana_export.text import chi_prompt
 from sana_runtime.geometry import StreamGeometry
-from sana_runtime.prompts import PromptTokenizer
 
 
 @dataclass(frozen=True)
@@ -59,13 +56,6 @@ def served_together(url: str, works: Sequence[Sequence[Piece]]) -> list[list[np.
     return asyncio.run(together())
 
 
-def offline_pipeline(model: ModelConfig, checkpoint: str) -> OfflinePipeline:
-    weights = resolve(checkpoint, model)
-    tokenizer = PromptTokenizer(weights.tokenizer_path(), chi_prompt(), model.dit.text_tokens)
-    parts = weights.load_dit(model.dit), weights.load_vae(model.vae), weights.load_text(model)
-    return OfflinePipeline(model, *parts, tokenizer)
-
-
 def offline(pipeline: OfflinePipeline, work: Sequence[Piece], seed: int = 0) -> list[np.ndarray]:
     """Edited frames of every piece, in PyTorch without a server."""
     chunks = ((torch.from_numpy(piece.frames)[None], piece.prompt) for piece in work)
@@ -74,5 +64,7 @@ def offline(pipeline: OfflinePipeline, work: Sequence[Piece], seed: int = 0) -> 
 
 def share_within_one(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float:
     """Share of all values that are at most 1/255 apart."""
-    difference = np.concatenate([np.abs(a.astype(int) - b.astype(int)).ravel() for a, b in zip(found, wanted, strict=True)])
+    difference = np.concatenate(
+        [np.abs(a.astype(int) - b.astype(int)).ravel() for a, b in zip(found, wanted, strict=True)]
+    )
     return float((difference <= 1).mean())

@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+
 from micro import MICRO, build_micro
 from sana_build.server import Ports, TritonServer
-from streams import moving_bars, offline, offline_pipeline, pieces, served, served_together, share_within_one
+from sana_export.checkpoint import resolve
+from sana_export.pipeline import OfflinePipeline
+from streams import moving_bars, offline, pieces, served, served_together, share_within_one
 
 pytestmark = pytest.mark.server
 
@@ -36,7 +39,7 @@ def bars(seed: int, chunks: int = 5) -> list[np.ndarray]:
 def test_served_frames_equal_the_same_pipeline_in_pytorch(server: TritonServer) -> None:
     work = pieces(bars(1), [RED, RED, BLUE, BLUE, RED])
     found = asyncio.run(served(server.grpc_url, work, seed=7))
-    wanted = offline(offline_pipeline(MICRO, "random:0"), work, seed=7)
+    wanted = offline(OfflinePipeline.load(MICRO, resolve("random:0", MICRO)), work, seed=7)
     assert [len(frames) for frames in found] == [33, 24, 24, 24, 24]
     assert share_within_one(found, wanted) >= 0.999
     assert np.concatenate(found).std() > 1

@@ -10,15 +10,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sana_runtime.errors import ConfigError
-from sana_runtime.manifest import EngineEntry, Manifest
-
 from sana_build.plan import IDLE_SECONDS, STAGES, Plan
 from sana_build.repository import package
+from sana_runtime.errors import ConfigError
+from sana_runtime.manifest import EngineEntry, Manifest
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
     from sana_export.graphs import Graph
 
 EXAMPLE_PROMPT = "Make it a watercolor painting"
@@ -141,5 +141,7 @@ def _summary(built: list[BuiltEngine]) -> "Table":
     table = Table("stage", "variant", "MB", "seconds", "worst error against PyTorch", title="engines")
     for engine in built:
         name, error = max(engine.entry.error.items(), key=lambda item: item[1])
-        table.add_row(engine.stage, engine.variant, f"{engine.bytes / 1e6:.1f}", f"{engine.seconds:.1f}", f"{error:.1e}  {name}")
+        table.add_row(
+            engine.stage, engine.variant, f"{engine.bytes / 1e6:.1f}", f"{engine.seconds:.1f}", f"{error:.1e}  {name}"
+        )
     return table

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
 from sana_runtime.errors import SanaError
 
 if TYPE_CHECKING:

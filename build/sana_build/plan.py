@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sana_build.targets import POLICIES, TARGETS, Target
 from sana_runtime.errors import ConfigError, choose
 from sana_runtime.manifest import MANIFEST
 
-from sana_build.targets import POLICIES, TARGETS, Target
-
 if TYPE_CHECKING:
     from rich.table import Table
+
     from sana_export.checkpoint import Checkpoint
     from sana_export.configs import ModelConfig
 
@@ -48,7 +48,7 @@ class Plan:
             "checkpoint": self.checkpoint.describe(),
             "target": f"{self.target.name} ({self.target.title})",
             "policy": f"{self.policy} ({POLICIES[self.policy]})",
-            "frames": f"{geometry.width}x{geometry.height}, {geometry.first_frames} then {geometry.steady_frames} a chunk",
+            "frames": f"{geometry.width}x{geometry.height}, {geometry.first_frames} in chunk 0, then {geometry.steady_frames}",
             "sampler": f"{self.model.stream.steps} steps, window of {self.model.stream.window} chunks with sink",
             "streams": f"{self.streams} at once, each up to {geometry.max_chunks} chunks",
             "engines": ", ".join(f"{stage} ({' '.join(variants)})" for stage, variants in STAGES.items()),
@@ -67,7 +67,9 @@ def resolve(model: str, checkpoint: str | None, gpu: str, policy: str | None, ou
 
     config = choose("--model", model, MODELS)
     if not config.dit.streaming:
-        raise ConfigError(f"--model {model} edits whole clips and cannot stream: it is for `verify` and offline use only")
+        raise ConfigError(
+            f"--model {model} edits whole clips and cannot stream: it is for `verify` and offline use only"
+        )
     target = choose("--gpu", gpu, TARGETS)
     chosen = policy or target.policies[0]
     choose("--policy", chosen, POLICIES)

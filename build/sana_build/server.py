@@ -75,6 +75,7 @@ class TritonServer(AbstractContextManager["TritonServer"]):
         self._cancel = cancel or threading.Event()
         self.process: subprocess.Popen[bytes] | None = None
         self.region = ""
+        self._log_start = 0
         self._runtime: tempfile.TemporaryDirectory[str] | None = None
 
     @property
@@ -103,7 +104,9 @@ class TritonServer(AbstractContextManager["TritonServer"]):
         self._runtime = tempfile.TemporaryDirectory(prefix="sana-triton-")
         self.region = Path(self._runtime.name).name
         try:
-            with self.log.open("wb") as log:
+            with self.log.open("ab") as log:
+                # A restart must not erase the reason for it, so the log grows and is read from here on.
+                self._log_start = log.tell()
                 self.process = subprocess.Popen(
                     self._command(bundle, Path(self._runtime.name)),
                     stdout=log,
@@ -191,7 +194,7 @@ class TritonServer(AbstractContextManager["TritonServer"]):
             self._runtime = None
 
     def _text(self) -> str:
-        return self.log.read_text(errors="replace")
+        return self.log.read_bytes()[self._log_start :].decode(errors="replace")
 
     def _reason(self) -> str:
         """The last lines of the log that tell why, without what every machine lacking a GPU prints."""

@@ -63,7 +63,7 @@ def _serve_once(server: TritonServer, manifest: Manifest, stop: threading.Event,
         server.start()
         canary(server.grpc_url, manifest)
         on_event(f"ready: {manifest.model}, {manifest.streams} streams at once, gRPC on {server.grpc_url}")
-        cause = _watch(server, stop)
+        cause = _watch(server, len(manifest.engines), stop)
         if stop.is_set():
             on_event(f"letting live streams finish, for at most {DRAIN_SECONDS:.0f} s")
             server.stop()
@@ -77,15 +77,14 @@ def _serve_once(server: TritonServer, manifest: Manifest, stop: threading.Event,
         server.kill()
 
 
-def _watch(server: TritonServer, stop: threading.Event) -> str:
-    """Block until something ends the server's life, and say what."""
-    expected = len(server.stubs())
+def _watch(server: TritonServer, models: int, stop: threading.Event) -> str:
+    """Block until something ends the life of the server of this many python models, and say what."""
     while not stop.wait(CHECK_SECONDS):
         if server.process is None or server.process.poll() is not None:
             return "the server process died"
         # The server goes on to report a model as ready whose Python process is gone, so the processes are counted.
-        if (alive := len(server.stubs())) < expected:
-            return f"{expected - alive} of {expected} model processes died"
+        if (alive := len(server.stubs())) < models:
+            return f"{models - alive} of {models} model processes died"
     return "asked to stop"
 
 

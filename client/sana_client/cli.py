@@ -27,43 +27,57 @@ EPILOG = """
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 
 
+Input = Annotated[
+    str, typer.Argument(metavar="INPUT", help="Video file, device (/dev/video0), address, or - for stdin.")
+]
+Prompt = Annotated[str, typer.Option(help="What to do with the video, from its start.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="File to write: .mp4, .mov or .mkv.")]
+PromptAt = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="SECONDS=PROMPT", help="Change the prompt at the first chunk that starts then or later; repeatable."
+    ),
+]
+Url = Annotated[str, typer.Option(metavar="HOST:PORT", help="gRPC address of the Triton server.")]
+Model = Annotated[str, typer.Option(help="Name of the ensemble.")]
+Seed = Annotated[int, typer.Option(min=0, help="Noise seed: same seed, same edit.")]
+InFlight = Annotated[int, typer.Option(min=1, max=8, help="Chunks sent ahead of their answers.")]
+TransportName = Annotated[
+    str,
+    typer.Option(
+        "--transport",
+        help="How frames travel: shm (shared memory, same host), message (any host), or auto (shm if it works; "
+        "a notice says when not).",
+    ),
+]
+Wait = Annotated[
+    float, typer.Option(min=0.001, metavar="SECONDS", help="How long to wait for a slot when the server is full.")
+]
+Timeout = Annotated[float, typer.Option(min=0.001, metavar="SECONDS", help="How long a chunk may take.")]
+SideBySide = Annotated[bool, typer.Option("--side-by-side", help="Show the source to the left of the edit.")]
+Sheet = Annotated[
+    Path | None,
+    typer.Option(metavar="PNG", help="Also write moments of the source above their edits as one picture."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the figures of the run as one JSON object.")]
+
+
 @app.command(epilog=EPILOG)
 def stream(
-    source: Annotated[
-        str, typer.Argument(metavar="INPUT", help="Video file, device (/dev/video0), address, or - for stdin.")
-    ],
-    prompt: Annotated[str, typer.Option(help="What to do with the video, from its start.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .mp4, .mov or .mkv.")],
-    prompt_at: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="SECONDS=PROMPT", help="Change the prompt at the first chunk that starts then or later; repeatable."
-        ),
-    ] = None,
-    url: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="gRPC address of the Triton server.")
-    ] = "127.0.0.1:8001",
-    model: Annotated[str, typer.Option(help="Name of the ensemble.")] = "sana_streaming",
-    seed: Annotated[int, typer.Option(min=0, help="Noise seed: same seed, same edit.")] = 0,
-    in_flight: Annotated[int, typer.Option(min=1, max=8, help="Chunks sent ahead of their answers.")] = 2,
-    transport: Annotated[
-        str,
-        typer.Option(
-            help="shm (shared memory, same host), message (any host), or auto: shm where it works, and it says if not."
-        ),
-    ] = "auto",
-    wait: Annotated[
-        float, typer.Option(min=0.001, metavar="SECONDS", help="How long to wait for a slot on a full server.")
-    ] = 5.0,
-    timeout: Annotated[float, typer.Option(min=0.001, metavar="SECONDS", help="How long a chunk may take.")] = 120.0,
-    side_by_side: Annotated[
-        bool, typer.Option("--side-by-side", help="Show the source to the left of the edit.")
-    ] = False,
-    contact_sheet: Annotated[
-        Path | None,
-        typer.Option(metavar="PNG", help="Also write moments of the source above their edits as one picture."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures of the run as one JSON object.")] = False,
+    source: Input,
+    prompt: Prompt,
+    output: Output,
+    prompt_at: PromptAt = None,
+    url: Url = "127.0.0.1:8001",
+    model: Model = "sana_streaming",
+    seed: Seed = 0,
+    in_flight: InFlight = 2,
+    transport: TransportName = "auto",
+    wait: Wait = 5.0,
+    timeout: Timeout = 120.0,
+    side_by_side: SideBySide = False,
+    contact_sheet: Sheet = None,
+    json_: Json = False,
 ) -> None:
     """Edit a video chunk by chunk on a SANA-Streaming server.
 
@@ -75,20 +89,10 @@ def stream(
     from sana_client.run import Job
     from sana_client.session import Limits
 
-    job = Job(
-        source=source,
-        output=output,
-        prompts=Prompts.parse(prompt, prompt_at or []),
-        server=url,
-        model=model,
-        seed=seed,
-        transport=transport,
-        limits=Limits(in_flight, slot_seconds=wait, chunk_seconds=timeout),
-        side_by_side=side_by_side,
-        sheet=contact_sheet,
-    )
-    report = _run(job)
-    if as_json:
+    prompts = Prompts.parse(prompt, prompt_at or [])
+    limits = Limits(in_flight, slot_seconds=wait, chunk_seconds=timeout)
+    report = _run(Job(source, output, prompts, url, model, seed, transport, limits, side_by_side, contact_sheet))
+    if json_:
         print(json.dumps({"input": source, "output": str(output), **report.as_json()}))
 
 

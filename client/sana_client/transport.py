@@ -82,7 +82,7 @@ class SharedMemoryTransport:
         try:
             for region in self._regions.values():
                 request = pb.SystemSharedMemoryRegisterRequest(
-                    name=region.name, key=f"/{region.name}", byte_size=region.size
+                    name=region.name, key=_key(region), byte_size=region.size
                 )
                 await self._stub.SystemSharedMemoryRegister(request, timeout=CALL_SECONDS)
         except grpc.aio.AioRpcError as error:
@@ -143,6 +143,11 @@ def _reserve(size: int) -> SharedMemory:
         region.unlink()
         raise TransportError(f"/dev/shm has no room for {size / 1e6:.0f} MB of frames ({error.strerror})") from None
     return region
+
+
+def _key(region: SharedMemory) -> str:
+    """The name by which another process on this host finds the region."""
+    return f"/{region.name}"
 
 
 def _check_size(size: int, shape: Shape) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import av
 import numpy as np
+from av.video.stream import VideoStream
 
 from sana_client.errors import VideoError
 from sana_client.resize import resizer
@@ -39,10 +40,10 @@ class VideoReader:
         self.name = name
         self._container = _open(name)
         video = self._container.streams.best("video")
-        if video is None:
+        if not isinstance(video, VideoStream):
             self._container.close()
             raise VideoError(f"{name} has no video stream: give a file, pipe, device or address that has one")
-        self._video, self._decoder = video, video.codec_context
+        self._video = video
         self.audio_streams = list(self._container.streams.audio)
         self._audio: deque[Packet] = deque()
         self.rate: Fraction = video.average_rate or video.guessed_rate or DEFAULT_RATE
@@ -81,7 +82,7 @@ class VideoReader:
                 if packet.stream.type == "audio":
                     self._keep(packet)
                     continue
-                for frame in self._decoder.decode(packet):
+                for frame in self._video.decode(packet):
                     count += 1
                     yield frame
         except (av.FFmpegError, OSError) as error:

@@ -7,11 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from sana_runtime.errors import BuildError
-from sana_runtime.geometry import Chunk, StreamGeometry
-from sana_runtime.prompts import Tokens
-from sana_runtime.schedule import chunk_noise
-from sana_runtime.state import OUT, as_inputs, check_names, from_outputs
 from torch import Tensor, nn
 
 from sana_export.configs import DiTConfig, ModelConfig
@@ -20,6 +15,11 @@ from sana_export.pixels import pixels_to_uint8, uint8_to_pixels
 from sana_export.rope import RopeTable, rope_rows
 from sana_export.text import TextEncoder
 from sana_export.vae import VAE, VAEDecoder, VAEEncoder
+from sana_runtime.errors import BuildError
+from sana_runtime.geometry import Chunk, StreamGeometry
+from sana_runtime.prompts import Tokens
+from sana_runtime.schedule import chunk_noise
+from sana_runtime.state import OUT, as_inputs, check_names, from_outputs
 
 MASKED = -10000.0
 """Added to the score of a key that must not be seen; exact zero weight after softmax in FP32 and BF16."""
@@ -193,7 +193,9 @@ def _chunk_graphs(
     check_names(state)
     outputs = (names[1], *(name + OUT for name in state))
     yield Graph(stage, "first", wrapper(part).eval(), {names[0]: examples[0]}, outputs)
-    yield Graph(stage, "steady", wrapper(part, tuple(state)).eval(), {names[0]: examples[1], **as_inputs(state)}, outputs)
+    yield Graph(
+        stage, "steady", wrapper(part, tuple(state)).eval(), {names[0]: examples[1], **as_inputs(state)}, outputs
+    )
 
 
 def denoiser_graphs(dit: DiT, model: ModelConfig, text: Tensor, mask: Tensor) -> Iterator[Graph]:

@@ -1,15 +1,16 @@
 """Graphs to ONNX files (dynamo exporter, opset 23), and how far onnxruntime is from PyTorch on each of them."""
 
+import logging
 import warnings
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import torch
-from sana_runtime.engine import load_engine
-from sana_runtime.errors import BuildError
 
 from sana_export.graphs import Graph
+from sana_runtime.engine import load_engine
+from sana_runtime.errors import BuildError
 
 OPSET = 23
 EXTERNAL_DATA_BYTES = 1 << 30
@@ -32,6 +33,8 @@ def export(graph: Graph, path: Path) -> None:
 
 
 def _trace(graph: Graph) -> torch.onnx.ONNXProgram:
+    # It warns at every export that torchvision, which nothing here uses, is not installed.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(

@@ -4,17 +4,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from sana_runtime.geometry import StreamGeometry
-from sana_runtime.prompts import PromptTokenizer
-from sana_runtime.schedule import chunk_noise, streaming_schedule
 from torch import Tensor
 
+from sana_export.checkpoint import Checkpoint
 from sana_export.configs import ModelConfig
 from sana_export.dit import DiT, Prompt
 from sana_export.pixels import pixels_to_uint8, uint8_to_pixels
 from sana_export.sampler import DiTStream
-from sana_export.text import TextEncoder
+from sana_export.text import TextEncoder, chi_prompt
 from sana_export.vae import VAE
+from sana_runtime.geometry import StreamGeometry
+from sana_runtime.prompts import PromptTokenizer
+from sana_runtime.schedule import chunk_noise, streaming_schedule
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,13 @@ class OfflinePipeline:
     vae: VAE
     text: TextEncoder
     tokenizer: PromptTokenizer
+
+    @classmethod
+    def load(cls, model: ModelConfig, checkpoint: Checkpoint) -> "OfflinePipeline":
+        """Every part of `checkpoint`; raises CheckpointError as its loads do."""
+        tokenizer = PromptTokenizer(checkpoint.tokenizer_path(), chi_prompt(), model.dit.text_tokens)
+        parts = checkpoint.load_dit(model.dit), checkpoint.load_vae(model.vae), checkpoint.load_text(model)
+        return cls(model, *parts, tokenizer)
 
     @property
     def geometry(self) -> StreamGeometry:

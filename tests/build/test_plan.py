@@ -28,7 +28,7 @@ def test_a_plan_says_what_will_be_built(tmp_path: Path) -> None:
     console = Console(record=True, width=160)
     console.print(plan.table())
     text = console.export_text()
-    for part in ("tiny", "random:0", "fp32", "256x144", "33 then 24", "3 at once", str(tmp_path / "r")):
+    for part in ("tiny", "random weights, seed 0", "fp32", "256x144", "33 in chunk 0, then 24", "3 at once", str(tmp_path / "r")):
         assert part in text
 
 

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,18 @@ from tritonclient.grpc.aio import InferenceServerClient
 
 from fakes.tiny_engines import write_fake_repository
 from sana_build.server import Ports, TritonServer
-from sana_client.errors import ChunkFailed, ModelError, ServerFull, ServerLost, ServerStalled, UsageError
+from sana_client import transport as transport_module
+from sana_client.errors import (
+    ChunkFailed,
+    ModelError,
+    ServerFull,
+    ServerLost,
+    ServerStalled,
+    TransportError,
+    UsageError,
+    VideoError,
+)
+from sana_client.pipeline import edit
 from sana_client.session import Limits, Session, connect
 
 pytestmark = pytest.mark.server
@@ -95,6 +107,55 @@ async def test_two_chunks_in_flight_equal_one_at_a_time(url: str, transport: str
             await session.send(chunks[index], "invert", last=index == 4)
             np.testing.assert_array_equal((await session.receive()).frames, 255 - chunks[index - 1])
         assert (await session.receive()).index == 4
+
+
+async def test_auto_is_shared_memory_here_and_says_why_when_it_is_not(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with connect(url) as session:
+        assert (session.transport.name, session.transport.note) == ("shm", "")
+    # What a server on another host sees: nothing by that name.
+    monkeypatch.setattr(transport_module, "_key", lambda region: f"/elsewhere_{region.name}")
+    async with connect(url) as session:
+        assert session.transport.name == "message"
+        assert "cannot map this host's shared memory" in session.transport.note
+        np.testing.assert_array_equal((await play(session, 1))[0], 255 - source(session, 0))
+    with pytest.raises(TransportError, match="cannot map this host's shared memory"):
+        async with connect(url, transport="shm"):
+            pass
+    assert await registered(url) == []
+
+
+def test_memory_that_is_not_there_is_refused_before_it_is_used() -> None:
+    with pytest.raises(TransportError, match="no room for 1099512 MB"):
+        transport_module._reserve(2**40)
+
+
+@dataclass(frozen=True)
+class Piece:
+    index: int
+    frames: np.ndarray
+    prompt: str = "invert"
+    last: bool = False
+
+
+async def test_edits_of_a_live_source_do_not_wait_for_its_next_frames(url: str) -> None:
+    more = asyncio.Event()
+    async with connect(url) as session:
+
+        async def camera() -> AsyncIterator[Piece]:
+            yield Piece(0, source(session, 0))
+            await more.wait()
+            yield Piece(1, source(session, 1))
+            raise VideoError("the camera broke")
+
+        edits = edit(session, camera())
+        async with asyncio.timeout(5):
+            assert (await anext(edits))[1].index == 0
+        more.set()
+        assert (await anext(edits))[1].index == 1
+        with pytest.raises(VideoError, match="the camera broke"):
+            await anext(edits)
 
 
 async def test_the_third_chunk_waits_for_the_first_answer_to_be_taken(url: str) -> None:

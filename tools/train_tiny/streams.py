@@ -1,0 +1,121 @@
+"""Endless pairs of source and edited video, chunk by chunk, as pixels and as latents of a frozen VAE."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sana_runtime.geometry import StreamGeometry
+from torch import Tensor
+
+from sana_export.vae import State, VAE
+from train_tiny.edits import draw_keys, styled
+from train_tiny.pictures import leaf_count
+from train_tiny.prompts import CLASSES, keys, reverse
+from train_tiny.scenes import Renderer, Scenes, draw_scenes, edited
+
+SCENE_EDITS = ("recolour", "remove", "add", "background")
+MOST_OBJECTS = 3
+
+
+class PromptBook:
+    """Tokenised phrasings by key."""
+
+    def __init__(self, data: Mapping[str, np.ndarray], device: torch.device) -> None:
+        self.ids = torch.from_numpy(data["prompt_ids"].astype(np.int64)).to(device)
+        self.mask = torch.from_numpy(data["prompt_mask"].astype(np.int64)).to(device)
+        self.rows = {
+            held_out: {
+                key: np.flatnonzero((data["prompt_key"] == index) & (data["prompt_held_out"] == held_out))
+                for index, key in enumerate(keys())
+            }
+            for held_out in (False, True)
+        }
+
+    def draw(self, rng: np.random.Generator, wanted: list[str], held_out: bool = False) -> tuple[Tensor, Tensor]:
+        """Ids and mask (B, N) of a random phrasing for every key."""
+        rows = [rng.choice(self.rows[held_out][key]) for key in wanted]
+        index = torch.tensor(np.array(rows), device=self.ids.device)
+        return self.ids[index], self.mask[index]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One chunk of B streams: latents (B, C, T, h, w), the edit of each stream, and the first latent's position."""
+
+    source: Tensor
+    target: Tensor
+    keys: list[str]
+    start: int
+
+    @property
+    def reversed_keys(self) -> list[str]:
+        return [reverse(key) for key in self.keys]
+
+
+class World:
+    """Where scenes come from: one bank of pictures, one random generator, one frame size."""
+
+    def __init__(self, bank: Tensor, seed: int, geometry: StreamGeometry) -> None:
+        self.renderer = Renderer(bank, (geometry.height, geometry.width))
+        self.rng = np.random.default_rng(seed)
+        self.geometry = geometry
+        self.pictures, self.leaves = len(bank), leaf_count(bank)
+
+    @property
+    def device(self) -> torch.device:
+        return self.renderer.device
+
+    def scenes(self, batch: int, objects: np.ndarray | None = None) -> Scenes:
+        """Random scenes, on the CPU; a third of them without objects unless `objects` (B,) are given."""
+        if objects is None:
+            objects = self.rng.integers(1, MOST_OBJECTS + 1, batch) * (self.rng.random(batch) < 0.67)
+        size = (self.geometry.height, self.geometry.width)
+        return draw_scenes(self.rng, objects, self.pictures, self.leaves, size)
+
+    def keys(self, scenes: Scenes) -> list[str]:
+        shown = zip(scenes.visible[:, 0].tolist(), scenes.kind[:, 0].tolist(), strict=True)
+        return draw_keys(self.rng, [CLASSES[kind] if visible else None for visible, kind in shown])
+
+    def pair(self, scenes: Scenes, wanted: list[str], frames: range) -> tuple[Tensor, Tensor]:
+        """Source and edited video (B, 3, F, H, W) in [-1, 1]."""
+        source = self.renderer(scenes.to(self.device), frames)
+        target = styled(source, wanted)
+        rows = torch.tensor([row for row, key in enumerate(wanted) if key.split("/")[0] in SCENE_EDITS])
+        if len(rows):
+            changed = edited(scenes, wanted)[rows].to(self.device)
+            target[rows.to(self.device)] = self.renderer(changed, frames)
+        return 2 * source - 1, 2 * target - 1
+
+    def clips(self, batch: int, frames: int) -> Tensor:
+        """Random clips (B, 3, F, H, W) in [-1, 1] for the VAE: half of them edited."""
+        scenes = self.scenes(batch)
+        start = int(self.rng.integers(0, 500))
+        source, target = self.pair(scenes, self.keys(scenes), range(start, start + frames))
+        half = torch.arange(batch, device=self.device) % 2 == 0
+        return torch.where(half[:, None, None, None, None], source, target)
+
+
+class PairStream:
+    """B streams of the same age; each call of `next` renders and encodes one more chunk."""
+
+    def __init__(self, world: World, vae: VAE, batch: int, switch: float) -> None:
+        self.world, self.vae, self.switch = world, vae, switch
+        self.scenes = world.scenes(batch)
+        self.keys = world.keys(self.scenes)
+        self.index = 0
+        self.state: State | None = None
+
+    def next(self) -> Chunk:
+        """The next chunk; with probability `switch` every stream gets another edit from here on."""
+        geometry = self.world.geometry
+        chunk = geometry.chunk(self.index)
+        if self.index and self.world.rng.random() < self.switch:
+            self.keys = self.world.keys(self.scenes)
+        first = 0 if self.index == 0 else geometry.first_frames + (self.index - 1) * geometry.steady_frames
+        pair = self.world.pair(self.scenes, self.keys, range(first, first + chunk.frames))
+        with torch.no_grad(), torch.autocast(self.world.device.type, torch.bfloat16):
+            latents, self.state = self.vae.encoder(torch.cat(pair), self.state)
+        source, target = latents.float().chunk(2)
+        self.index += 1
+        return Chunk(source, target, self.keys, chunk.start)
