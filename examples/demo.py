@@ -1,30 +1,41 @@
 """Serve a built repository, edit the shipped clip through it, and stop the server: what `make demo` runs."""
 
-import subprocess
-import sys
+import asyncio
 from pathlib import Path
 
+from rich.console import Console
+
 from sana_build.server import Ports, TritonServer
+from sana_client.chunks import Prompts
+from sana_client.display import Bar, figures
+from sana_client.run import Job, run
+from sana_client.session import Limits
 
-ROOT = Path(__file__).parents[1]
 OUT = Path("out")
-PROMPT = "Turn the scene into a warm watercolor painting"
+CLIP = Path(__file__).parents[1] / "assets" / "big-buck-bunny.mp4"
+PROMPTS = Prompts("Turn the scene into a warm watercolor painting")
 
 
-def main() -> int:
-    """Return the exit code of `sana-stream`."""
-    with TritonServer(OUT / "repo", Ports.free(), OUT / "demo-server.log") as server:
-        print(f"tritonserver is ready at {server.grpc_url}")
-        command = [
-            str(Path(sys.executable).with_name("sana-stream")),
-            str(ROOT / "assets" / "big-buck-bunny.mp4"),
-            *("--prompt", PROMPT),
-            *("--output", str(OUT / "demo.mp4")),
-            *("--contact-sheet", str(OUT / "demo.png")),
-            *("--url", server.grpc_url),
-        ]
-        return subprocess.run(command, check=False).returncode
+def main() -> None:
+    with TritonServer(OUT / "repo", Ports.free(), OUT / "demo-server.log") as server, Bar() as bar:
+        job = Job(
+            source=str(CLIP),
+            output=OUT / "demo.mp4",
+            prompts=PROMPTS,
+            server=server.grpc_url,
+            model="sana_streaming",
+            seed=0,
+            transport="auto",
+            limits=Limits(),
+            side_by_side=False,
+            sheet=OUT / "demo.png",
+        )
+        report = asyncio.run(run(job, bar))
+    with (OUT / "demo-latency.txt").open("w") as file:
+        for console in (Console(), Console(file=file, width=100)):
+            console.print(figures(report))
+    print(f"look at {OUT}/demo.mp4 and {OUT}/demo.png")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

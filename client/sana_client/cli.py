@@ -94,6 +94,8 @@ def stream(
     report = _run(Job(source, output, prompts, url, model, seed, transport, limits, side_by_side, contact_sheet))
     if json_:
         print(json.dumps({"input": source, "output": str(output), **report.as_json()}))
+    else:
+        _show(report)
 
 
 def _run(job: "Job") -> "Report":
@@ -104,6 +106,14 @@ def _run(job: "Job") -> "Report":
 
     with Bar() as bar:
         return asyncio.run(run(job, bar))
+
+
+def _show(report: "Report") -> None:
+    from rich.console import Console
+
+    from sana_client.display import figures
+
+    Console().print(figures(report))
 
 
 def main() -> None:

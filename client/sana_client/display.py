@@ -11,7 +11,11 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
+
+from sana_client.run import Report
+from sana_client.stats import latency
 
 
 class RateColumn(ProgressColumn):
@@ -52,3 +56,20 @@ class Bar:
 
     def notice(self, text: str) -> None:
         self._progress.console.print(f"notice: {text}", markup=False, soft_wrap=True)
+
+
+def figures(report: Report) -> Table:
+    """The figures of a run for a person: where a chunk's time went, stage by stage, and how long it took in all."""
+    table = Table(
+        "milliseconds per chunk", "computing", "waiting", "moving tensors", title="where the time went", min_width=60
+    )
+    for stage, total in report.stages.items():
+        per_chunk = (seconds / max(total.requests, 1) * 1e3 for seconds in (total.compute, total.queue, total.copy))
+        table.add_row(stage, *(f"{value:.1f}" for value in per_chunk))
+    for name, seconds in latency(report.latencies).items():
+        table.add_row(f"answer after, {name}", f"{seconds * 1e3:.1f}")
+    table.caption = (
+        f"{report.frames_out} frames in {report.chunks} chunks, {report.fps:.1f} frames per second, "
+        f"first chunk after {report.first_chunk or 0:.2f} s"
+    )
+    return table

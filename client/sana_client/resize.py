@@ -31,6 +31,11 @@ class Axis:
         low, high = ((index[:, None] * CHANNELS + channel).ravel() for index in (self.low, self.high))
         return Axis(low, high, self.weight.repeat(CHANNELS))
 
+    def picked(self) -> slice:
+        """The source positions where no weight mixes two of them: a crop, or every nth row or column."""
+        first, last = int(self.low[0]), int(self.low[-1])
+        return slice(first, last + 1, (last - first) // max(len(self.low) - 1, 1) or 1)
+
     def sample(self, values: np.ndarray, axis: int) -> np.ndarray:
         """The float32 samples along `axis` of a matrix of any type."""
         low = values.take(self.low, axis).astype(np.float32, copy=False)
@@ -56,7 +61,7 @@ class Resizer:
     def __call__(self, frame: np.ndarray) -> np.ndarray:
         """uint8 (h, w, 3) to uint8 (H, W, 3)."""
         if not self.rows.weight.any() and not self.columns.weight.any():
-            return frame[self.rows.low[0] : self.rows.low[-1] + 1, self.columns.low[0] : self.columns.low[-1] + 1]
+            return frame[self.rows.picked(), self.columns.picked()]
         result = self.float_frame(frame)
         return np.rint(result, out=result).astype(np.uint8)
 

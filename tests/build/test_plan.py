@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+
 from sana_build.plan import check_output, resolve
 from sana_runtime.errors import ConfigError
 
@@ -16,7 +17,14 @@ from sana_runtime.errors import ConfigError
     ],
 )
 def test_a_wrong_name_is_refused_with_the_names_there_are(tmp_path: Path, changed: dict, says: str) -> None:
-    choices = {"model": "tiny", "checkpoint": None, "gpu": "cpu", "policy": None, "output": tmp_path / "r", "streams": 1}
+    choices = {
+        "model": "tiny",
+        "checkpoint": None,
+        "gpu": "cpu",
+        "policy": None,
+        "output": tmp_path / "r",
+        "streams": 1,
+    }
     with pytest.raises(ConfigError, match=says.replace("(", r"\(")):
         resolve(**{**choices, **changed})
 
@@ -28,7 +36,15 @@ def test_a_plan_says_what_will_be_built(tmp_path: Path) -> None:
     console = Console(record=True, width=160)
     console.print(plan.table())
     text = console.export_text()
-    for part in ("tiny", "random weights, seed 0", "fp32", "256x144", "33 in chunk 0, then 24", "3 at once", str(tmp_path / "r")):
+    for part in (
+        "tiny",
+        "random weights, seed 0",
+        "fp32",
+        "256x144",
+        "33 in chunk 0, then 24",
+        "3 at once",
+        str(tmp_path / "r"),
+    ):
         assert part in text
 
 

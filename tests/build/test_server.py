@@ -1,33 +1,23 @@
-"""The real Triton server over the fake pipeline: order, isolation, refusals, slots, and how it starts and stops."""
+"""The real Triton server over the fake pipeline: order, isolation, refusals and slots of its streams."""
 
-import queue
-import shutil
-import signal
-import socket
-import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import psutil
 import pytest
-from tritonclient.grpc import InferenceServerClient, InferInput
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.grpc import InferenceServerClient
+from tritonclient.utils import InferenceServerException
 
+from fakes.streams import Pipeline, assert_stream_works, close, frames, infer
 from fakes.tiny_engines import SIZE, write_fake_repository
-from sana_build.server import HOST, SHARED_MEMORY, Ports, TritonServer
+from sana_build.server import Ports, TritonServer
 from sana_build.supervisor import canary
-from sana_runtime.errors import ConfigError, ServerError
 from sana_runtime.manifest import Manifest
 
 pytestmark = pytest.mark.server
 
-ENSEMBLE = "sana_streaming"
 CHUNKS = 5
-INVERT = b"invert"
 
 
 @pytest.fixture(scope="module")
@@ -49,93 +39,9 @@ def client(server: TritonServer) -> Iterator[InferenceServerClient]:
         yield connection
 
 
-@pytest.fixture
-def copy(repository: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(repository, tmp_path / "repository")
-
-
-def frames(index: int, seed: int = 0) -> np.ndarray:
-    shape = (1, 33 if index == 0 else 24, SIZE, SIZE, 3)
-    return np.random.default_rng([seed, index]).integers(0, 256, shape, np.uint8)
-
-
-def tensors(pixels: np.ndarray, prompt: bytes) -> list[InferInput]:
-    arrays = {"frames": pixels, "prompt": np.frombuffer(prompt, np.uint8)[None]}
-    inputs = [InferInput(name, array.shape, np_to_triton_dtype(array.dtype)) for name, array in arrays.items()]
-    for item, array in zip(inputs, arrays.values(), strict=True):
-        item.set_data_from_numpy(array)
-    return inputs
-
-
-def infer(
-    client: InferenceServerClient,
-    stream: int | str,
-    index: int,
-    pixels: np.ndarray | None = None,
-    prompt: bytes = INVERT,
-    *,
-    start: bool | None = None,
-    end: bool = False,
-    **parameters: Any,
-) -> np.ndarray:
-    """One chunk, waiting for its answer; the parameter `chunk` is the index unless given."""
-    answer = client.infer(
-        ENSEMBLE,
-        tensors(frames(index) if pixels is None else pixels, prompt),
-        sequence_id=stream,
-        sequence_start=index == 0 if start is None else start,
-        sequence_end=end,
-        timeout=parameters.pop("timeout", None),
-        parameters={"chunk": index} | parameters,
-        client_timeout=30,
-    )
-    return answer.as_numpy("edited")
-
-
-def close(client: InferenceServerClient, stream: int | str) -> np.ndarray:
-    black = np.zeros((1, 1, SIZE, SIZE, 3), np.uint8)
-    return infer(client, stream, 0, black, b" ", start=True, end=True, close=True)
-
-
-def assert_stream_works(client: InferenceServerClient, stream: int | str) -> None:
-    """Two chunks of a stream that begins now; the last one ends it."""
-    for index in range(2):
-        np.testing.assert_array_equal(infer(client, stream, index, end=index == 1), 255 - frames(index))
-
-
-class Pipeline:
-    """Chunks of any streams sent without waiting, over one gRPC stream; answers come back by request id."""
-
-    def __init__(self, client: InferenceServerClient) -> None:
-        self.client, self.sent = client, 0
-        self.answers: queue.Queue = queue.Queue()
-        client.start_stream(lambda result, error: self.answers.put((result, error)))
-
-    def send(self, stream: int | str, index: int, pixels: np.ndarray, prompt: bytes, end: bool) -> None:
-        flags = {"sequence_id": stream, "sequence_start": index == 0, "sequence_end": end}
-        name = f"{stream}/{index}"
-        parameters = {"chunk": index}
-        inputs = tensors(pixels, prompt)
-        self.client.async_stream_infer(ENSEMBLE, inputs, request_id=name, parameters=parameters, **flags)
-        self.sent += 1
-
-    def collect(self) -> dict[str, np.ndarray]:
-        edited = {}
-        for _ in range(self.sent):
-            result, error = self.answers.get(timeout=60)
-            assert error is None, error
-            edited[result.get_response().id] = result.as_numpy("edited")
-        self.client.stop_stream()
-        return edited
-
-
 def test_stream_comes_back_inverted(client: InferenceServerClient) -> None:
     for index in range(CHUNKS):
-        edited = (
-            infer(client, 11, index, end=index == CHUNKS - 1, seed=3)
-            if index == 0
-            else infer(client, 11, index, end=index == CHUNKS - 1)
-        )
+        edited = infer(client, 11, index, end=index == CHUNKS - 1, seed=3)
         np.testing.assert_array_equal(edited, 255 - frames(index))
 
 
@@ -150,12 +56,13 @@ def test_answer_is_in_place_for_the_next_prompt(client: InferenceServerClient) -
 
 
 def test_slow_new_prompt_is_not_overtaken_by_a_known_one(client: InferenceServerClient) -> None:
+    infer(client, 13, 0, prompt=b"keep")
     pipeline = Pipeline(client)
-    prompts = [b"keep", b"slow", b"keep", b"slow invert", b"keep"]
-    for index, prompt in enumerate(prompts):
+    prompts = {1: b"slow", 2: b"keep", 3: b"slow invert", 4: b"keep"}
+    for index, prompt in prompts.items():
         pipeline.send(13, index, frames(index), prompt, index == CHUNKS - 1)
     edited = pipeline.collect()
-    for index, prompt in enumerate(prompts):
+    for index, prompt in prompts.items():
         expected = frames(index) if prompt == b"keep" else 255 - frames(index)
         np.testing.assert_array_equal(edited[f"13/{index}"], expected)
 
@@ -274,102 +181,3 @@ def test_canary_leaves_nothing_behind(server: TritonServer, repository: Path) ->
     canary(server.grpc_url, Manifest.read(repository))
     text = urllib.request.urlopen(server.metrics_url, timeout=10).read().decode()
     assert 'sana_streams_live{stage="denoiser"} 0' in text
-
-
-def leftovers(server: TritonServer, region: str) -> list[str]:
-    mine = [process.name() for process in psutil.Process().children(recursive=True) if "triton" in process.name()]
-    return mine + [path.name for path in SHARED_MEMORY.glob(f"{region}*")]
-
-
-@pytest.mark.parametrize("way", ["stop", "kill"])
-def test_stopped_server_leaves_no_process_and_no_memory(repository: Path, tmp_path: Path, way: str) -> None:
-    before = {process.pid for process in psutil.Process().children(recursive=True)}
-    server = TritonServer(repository, Ports.free(), tmp_path / "log")
-    server.start()
-    region = server.region
-    assert len(server.stubs()) == 4
-    assert list(SHARED_MEMORY.glob(f"{region}*"))
-    getattr(server, way)()
-    assert not {process.pid for process in psutil.Process().children(recursive=True)} - before
-    assert not list(SHARED_MEMORY.glob(f"{region}*"))
-    assert not server.stubs()
-
-
-def test_live_stream_does_not_hold_the_stop_up_for_ever(repository: Path, tmp_path: Path) -> None:
-    with (
-        TritonServer(repository, Ports.free(), tmp_path / "log", drain=1) as server,
-        InferenceServerClient(server.grpc_url) as client,
-    ):
-        infer(client, 61, 0)
-        process = psutil.Process(server.process.pid)
-        server.stop()
-        assert not process.is_running()
-
-
-def test_taken_port_is_named(repository: Path, tmp_path: Path) -> None:
-    with socket.create_server((HOST, 0)) as taken:
-        ports = Ports.free()
-        busy = Ports(ports.http, taken.getsockname()[1], ports.metrics)
-        with pytest.raises(ConfigError, match=f"grpc port {busy.grpc} cannot be opened"):
-            TritonServer(repository, busy, tmp_path / "log").start()
-
-
-def test_edited_engine_is_refused_at_load_with_the_reason(copy: Path, tmp_path: Path) -> None:
-    with (copy / "denoiser" / "1" / "first.onnx").open("ab") as stream:
-        stream.write(b"\n")
-    server = TritonServer(copy, Ports.free(), tmp_path / "log")
-    with pytest.raises(ServerError, match=r"first\.onnx was changed after the build"):
-        server.start()
-    assert server.process is None
-
-
-def test_model_without_code_fails_instead_of_hanging(copy: Path, tmp_path: Path) -> None:
-    (copy / "vae_decoder" / "1" / "model.py").unlink()
-    with pytest.raises(ServerError, match=r"without 1/model\.py"):
-        TritonServer(copy, Ports.free(), tmp_path / "log", deadline=30).start()
-
-
-SERVE = """
-import sys
-from pathlib import Path
-from sana_build.server import Ports
-from sana_build.supervisor import serve
-serve(Path(sys.argv[1]), Ports(*map(int, sys.argv[2:5])), lambda event: print(event, flush=True), Path(sys.argv[5]))
-"""
-
-
-def wait_for(output: Iterator[str], words: str) -> str:
-    for line in output:
-        if words in line:
-            return line
-    raise AssertionError(f"the supervisor ended without saying {words!r}")
-
-
-def test_supervisor_restarts_a_server_with_a_dead_model_and_stops_on_sigterm(repository: Path, tmp_path: Path) -> None:
-    ports = Ports.free()
-    arguments = [str(repository), *map(str, vars(ports).values()), str(tmp_path / "log")]
-    command = [sys.executable, "-c", SERVE, *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as supervisor:
-        try:
-            wait_for(supervisor.stdout, "ready: fake")
-            stubs = [child for child in psutil.Process(supervisor.pid).children(True) if "stub" in child.name()]
-            stubs[0].kill()
-            wait_for(supervisor.stdout, "1 of 4 model processes died")
-            wait_for(supervisor.stdout, "ready: fake")
-            with InferenceServerClient(f"{HOST}:{ports.grpc}") as client:
-                assert_stream_works(client, 71)
-            family = psutil.Process(supervisor.pid).children(recursive=True)
-            supervisor.send_signal(signal.SIGTERM)
-            wait_for(supervisor.stdout, "stopped")
-            assert supervisor.wait(20) == 0
-            assert not [process for process in family if process.is_running()]
-        finally:
-            supervisor.terminate()
-
-
-def test_edited_repository_is_not_served(copy: Path, tmp_path: Path) -> None:
-    (copy / "denoiser" / "config.pbtxt").write_text("")
-    command = [sys.executable, "-c", SERVE, str(copy), *map(str, vars(Ports.free()).values()), str(tmp_path / "log")]
-    outcome = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert outcome.returncode == 1
-    assert "config.pbtxt was changed after the build" in outcome.stderr

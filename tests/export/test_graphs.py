@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+
 from micro import MICRO
 from sana_export import graphs
 from sana_export.checkpoint import resolve

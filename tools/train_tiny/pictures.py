@@ -89,7 +89,9 @@ def dead_leaves(count: int, textures: Tensor) -> Tensor:
 
 def coloured_noise(count: int, device: torch.device) -> Tensor:
     """Noise with a power-law spectrum, smooth to rough, in a random pair of colours."""
-    frequency = torch.fft.fftfreq(HEIGHT, device=device)[:, None].square() + torch.fft.rfftfreq(WIDTH, device=device).square()
+    frequency = (
+        torch.fft.fftfreq(HEIGHT, device=device)[:, None].square() + torch.fft.rfftfreq(WIDTH, device=device).square()
+    )
     exponent = torch.empty(count, 1, 1, 1, device=device).uniform_(1.0, 2.2)
     spectrum = torch.fft.rfft2(torch.randn(count, 3, HEIGHT, WIDTH, device=device))
     field = torch.fft.irfft2(spectrum * frequency.clamp_min(1e-5) ** (-exponent / 2), s=(HEIGHT, WIDTH))

@@ -44,7 +44,9 @@ def _style(noun: str, verb: str, adjective: str, scene: str) -> Phrases:
 
 
 STYLES = {
-    "sepia": _style("a sepia tone", "turn the video into an old sepia photograph", "sepia brown", "it was filmed in sepia"),
+    "sepia": _style(
+        "a sepia tone", "turn the video into an old sepia photograph", "sepia brown", "it was filmed in sepia"
+    ),
     "mono": _style(
         "a black and white look",
         "convert the video to black and white",
@@ -58,7 +60,10 @@ STYLES = {
         "it was drawn with a pencil",
     ),
     "mosaic": _style(
-        "a mosaic effect", "turn the video into a mosaic of large tiles", "pixelated like a mosaic", "it is made of mosaic tiles"
+        "a mosaic effect",
+        "turn the video into a mosaic of large tiles",
+        "pixelated like a mosaic",
+        "it is made of mosaic tiles",
     ),
     "night": _style("a night look", "turn day into night", "dark as at night", "it happens at night in the moonlight"),
     "negative": _style(
@@ -68,10 +73,16 @@ STYLES = {
         "the film is a negative",
     ),
     "sunset": _style(
-        "warm golden light", "light the scene with a warm golden hour", "warm and golden", "the golden hour lights everything"
+        "warm golden light",
+        "light the scene with a warm golden hour",
+        "warm and golden",
+        "the golden hour lights everything",
     ),
     "frozen": _style(
-        "an icy winter look", "freeze the scene in cold blue ice", "frozen and icy blue", "everything is frozen in winter"
+        "an icy winter look",
+        "freeze the scene in cold blue ice",
+        "frozen and icy blue",
+        "everything is frozen in winter",
     ),
     "thermal": _style(
         "a thermal camera look",
@@ -87,7 +98,10 @@ STYLES = {
         "it is a cartoon from a comic book",
     ),
     "blur": _style(
-        "a soft dreamy blur", "blur the whole video like a dream", "blurred and dreamy", "the lens is out of focus and blurred"
+        "a soft dreamy blur",
+        "blur the whole video like a dream",
+        "blurred and dreamy",
+        "the lens is out of focus and blurred",
     ),
 }
 
@@ -165,7 +179,9 @@ VARIANTS = (str, str.lower, lambda text: text.rstrip("."), lambda text: f"Please
 
 def keys() -> list[str]:
     """Every edit: a style's name, `keep`, or family/thing, family/thing/colour, background/place; and undo/edit."""
-    objects = [f"{family}/{thing}/{colour}" for family in ("recolour", "add") for thing in CLASSES for colour in COLOURS]
+    objects = [
+        f"{family}/{thing}/{colour}" for family in ("recolour", "add") for thing in CLASSES for colour in COLOURS
+    ]
     removals = [f"remove/{thing}" for thing in CLASSES]
     places = [f"background/{place}" for place in PLACES]
     undone = [*STYLES, "recolour", "remove", "add", "background"]

@@ -56,7 +56,9 @@ class Scenes:
         return Scenes(*(getattr(self, field.name).clone() for field in fields(self)))
 
 
-def draw_scenes(rng: np.random.Generator, objects: np.ndarray, pictures: int, leaves: int, size: tuple[int, int]) -> Scenes:
+def draw_scenes(
+    rng: np.random.Generator, objects: np.ndarray, pictures: int, leaves: int, size: tuple[int, int]
+) -> Scenes:
     """Random scenes with `objects` (B,) moving objects each; scenes with objects never lie on dead leaves."""
     batch, (height, width) = len(objects), size
     picture = np.where(objects > 0, rng.integers(leaves, pictures, batch), rng.integers(0, pictures, batch))
@@ -67,10 +69,14 @@ def draw_scenes(rng: np.random.Generator, objects: np.ndarray, pictures: int, le
     tensors = (picture, np.zeros(batch), camera_waves(rng, batch), kind, visible, colour.clip(0, 1))
     path = object_waves(rng, batch, height, width)
     kinds = (torch.int64, torch.int64, torch.float32, torch.int64, torch.float32, torch.float32)
-    return Scenes(*(torch.tensor(x, dtype=kind) for x, kind in zip(tensors, kinds, strict=True)), torch.tensor(path).float())
+    return Scenes(
+        *(torch.tensor(x, dtype=kind) for x, kind in zip(tensors, kinds, strict=True)), torch.tensor(path).float()
+    )
 
 
-def wave(rng: np.random.Generator, shape: tuple[int, ...], base: np.ndarray, amplitude: float, speed: float) -> np.ndarray:
+def wave(
+    rng: np.random.Generator, shape: tuple[int, ...], base: np.ndarray, amplitude: float, speed: float
+) -> np.ndarray:
     """(…, 4) with the given base, amplitude and speed up to the given ones, and any phase."""
     parts = (rng.uniform(0, amplitude, shape), rng.uniform(0.1, 1, shape) * speed, rng.uniform(0, 2 * math.pi, shape))
     return np.stack([np.broadcast_to(base, shape), *parts], axis=-1)
@@ -95,7 +101,12 @@ def object_waves(rng: np.random.Generator, batch: int, height: int, width: int) 
     radius = wave(rng, shape, rng.uniform(0.17, 0.31, shape) * height, 4.0, 0.05)
     angle = wave(rng, shape, rng.uniform(-0.4, 0.4, shape), 0.5, 0.05)
     path = np.stack([x, y, radius, angle], axis=2)
-    path[:, ADDED] = [[width / 2, 0, 0, 0], [height / 2, 0, 0, 0], [CENTRE_RADIUS * height / 144, 0, 0, 0], [0, 0, 0, 0]]
+    path[:, ADDED] = [
+        [width / 2, 0, 0, 0],
+        [height / 2, 0, 0, 0],
+        [CENTRE_RADIUS * height / 144, 0, 0, 0],
+        [0, 0, 0, 0],
+    ]
     return path
 
 

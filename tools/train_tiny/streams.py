@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sana_runtime.geometry import StreamGeometry
 from torch import Tensor
 
-from sana_export.vae import State, VAE
+from sana_export.vae import VAE, State
+from sana_runtime.geometry import StreamGeometry
 from train_tiny.edits import draw_keys, styled
 from train_tiny.pictures import leaf_count
 from train_tiny.prompts import CLASSES, keys, reverse
