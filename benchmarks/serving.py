@@ -97,7 +97,7 @@ def in_process(pieces: Sequence[Piece]) -> Run:
     seconds: dict[str, list[float]] = {name: [] for name in STAGES}
     frames = []
     for piece in pieces:
-        prompt = np.array([[piece.prompt.encode()]], dtype=object)
+        prompt = np.frombuffer(piece.prompt.encode(), np.uint8)[None]
         tensors = {"frames": piece.frames[None], "prompt": prompt}
         for name, stage in stages.items():
             request = Request(tensors, {"chunk": piece.index}, "bench", start=piece.index == 0, end=piece.last)

@@ -42,13 +42,14 @@ class Plan:
         """The plan as a two-column table for a person."""
         from rich.table import Table
 
-        geometry = self.model.geometry
+        model, geometry = self.model, self.model.geometry
+        chunks = f"chunks of {geometry.first_frames}, then {geometry.steady_frames}"
         rows = {
             "model": self.model.name,
             "checkpoint": self.checkpoint.describe(),
             "target": f"{self.target.name} ({self.target.title})",
             "policy": f"{self.policy} ({POLICIES[self.policy]})",
-            "frames": f"{geometry.width}x{geometry.height}, {geometry.first_frames} in chunk 0, then {geometry.steady_frames}",
+            "frames": f"{model.width}x{model.height}, {chunks}",
             "sampler": f"{self.model.stream.steps} steps, window of {self.model.stream.window} chunks with sink",
             "streams": f"{self.streams} at once, each up to {geometry.max_chunks} chunks",
             "engines": ", ".join(f"{stage} ({' '.join(variants)})" for stage, variants in STAGES.items()),

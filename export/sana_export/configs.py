@@ -72,7 +72,7 @@ class VAEConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Where the text encoder's own configuration comes from: fields of transformers' Gemma2Config, or the checkpoint."""
+    """The text encoder: fields of transformers' Gemma2Config, or None for what the checkpoint says."""
 
     gemma: Mapping[str, Any] | None = None
 

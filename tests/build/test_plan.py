@@ -41,7 +41,7 @@ def test_a_plan_says_what_will_be_built(tmp_path: Path) -> None:
         "random weights, seed 0",
         "fp32",
         "256x144",
-        "33 in chunk 0, then 24",
+        "chunks of 33, then 24",
         "3 at once",
         str(tmp_path / "r"),
     ):
@@ -50,7 +50,7 @@ def test_a_plan_says_what_will_be_built(tmp_path: Path) -> None:
 
 def test_an_output_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "holiday.txt").write_text("photos")
-    with pytest.raises(ConfigError, match="not empty and has no manifest.json"):
+    with pytest.raises(ConfigError, match=r"not empty and has no manifest\.json"):
         check_output(tmp_path)
     with pytest.raises(ConfigError, match="is a file"):
         check_output(tmp_path / "holiday.txt")

@@ -85,7 +85,7 @@ def test_two_inputs_must_not_share_a_tensor() -> None:
 
 def test_state_is_read_and_written_under_one_name() -> None:
     dit = resolve("random:0", MICRO).load_dit(MICRO.dit)
-    steady = [graph for graph in graphs.denoiser_graphs(dit, MICRO, TEXT, MASK) if graph.variant == "steady"][0]
+    steady = next(graph for graph in graphs.denoiser_graphs(dit, MICRO, TEXT, MASK) if graph.variant == "steady")
     read = {name.removesuffix(".in") for name in steady.inputs if name.endswith(".in")}
     written = {name.removesuffix(".out") for name in steady.outputs if name.endswith(".out")}
     assert written < read

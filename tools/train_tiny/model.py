@@ -11,8 +11,8 @@ MODEL = replace(
     dit=replace(TINY.dit, latent_channels=LATENT_CHANNELS, source_channels=LATENT_CHANNELS, mlp_ratio=2.5),
     vae=VAEConfig(
         latent_channels=LATENT_CHANNELS,
-        encoder_widths=(64, 96, 96),
-        encoder_layers=(0, 2, 1, 0),
+        encoder_widths=(96, 96, 96),
+        encoder_layers=(0, 1, 1, 0),
         downsample=("spatiotemporal", "spatiotemporal", "temporal"),
         decoder_widths=(40, 80, 160),
         decoder_layers=(4, 3, 2, 0),

@@ -76,7 +76,7 @@ class Optimizer:
         self.adam = torch.optim.AdamW(others, lr=adam, betas=(0.9, 0.98), weight_decay=0.0, fused=others[0].is_cuda)
         self.adam_rate = adam
 
-    def step(self, factor: float, limit: float = 1.0) -> float:
+    def step(self, factor: float, limit: float = 1.0) -> Tensor:
         """Apply the gradients, clipped to a norm of `limit`, and clear them; returns the norm before."""
         norm = nn.utils.clip_grad_norm_(self.parameters, limit)
         self.muon.step(factor)
@@ -86,7 +86,7 @@ class Optimizer:
         self.adam.zero_grad()
         for parameter in self.parameters:
             parameter.grad = None
-        return float(norm)
+        return norm
 
 
 def is_matrix(parameter: nn.Parameter) -> bool:

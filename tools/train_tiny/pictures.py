@@ -80,7 +80,7 @@ def dead_leaves(count: int, textures: Tensor) -> Tensor:
         box = (torch.rand(count, device=device) < 0.4)[:, None, None]
         distance = torch.where(box, torch.maximum(u.abs(), 1.6 * v.abs()), (u.square() + v.square()).sqrt())
         mask = (size[:, None, None] - distance + 0.5).clamp(0, 1)[:, None]
-        tone = torch.rand(count, 3, 1, 1, device=device)
+        tone = torch.rand(count, 1, 1, 1, device=device) + 0.35 * (torch.rand(count, 3, 1, 1, device=device) - 0.5)
         shade = 1 + 0.3 * (torch.rand(count, 1, 1, device=device) - 0.5) * (u / size[:, None, None])
         texture = 0.35 * (canvas.roll(index + 1, 0) - 0.5) * torch.rand(count, 1, 1, 1, device=device)
         canvas = torch.lerp(canvas, tone * shade[:, None] + texture, mask)
