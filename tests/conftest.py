@@ -23,5 +23,15 @@ def golden() -> Path:
 
 
 @pytest.fixture(scope="session")
+def micro_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smallest complete model, built once for the whole run; tests that change it take a copy."""
+    from micro import build_micro
+
+    output = tmp_path_factory.mktemp("micro") / "repo"
+    build_micro(output, streams=3)
+    return output
+
+
+@pytest.fixture(scope="session")
 def clip() -> Path:
     return ROOT / "assets" / "big-buck-bunny.mp4"

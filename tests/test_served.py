@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 import pytest
 
-from micro import MICRO, build_micro
+from micro import MICRO
 from sana_build.server import Ports, TritonServer
 from sana_export.checkpoint import resolve
 from sana_export.pipeline import OfflinePipeline
@@ -20,15 +20,8 @@ RED, BLUE = "make everything red", "paint the sky blue"
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("served") / "repo"
-    build_micro(output, streams=3)
-    return output
-
-
-@pytest.fixture(scope="module")
-def server(repository: Path) -> Iterator[TritonServer]:
-    with TritonServer(repository, Ports.free(), repository.parent / "server.log") as running:
+def server(micro_repository: Path) -> Iterator[TritonServer]:
+    with TritonServer(micro_repository, Ports.free(), micro_repository.parent / "server.log") as running:
         yield running
 
 

@@ -41,6 +41,8 @@ def build(plan: Plan, console: "Console") -> Manifest:
     """Build `plan` into its output folder, which is replaced only when everything has succeeded."""
     started = time.monotonic()
     with _staging(plan.output) as staging:
+        with console.status("checking the checkpoint"):
+            plan.checkpoint.check(plan.model)
         built = _build_engines(plan, staging, console)
         shutil.copyfile(plan.checkpoint.tokenizer_path(), staging / "text_encoder" / "1" / "tokenizer.json")
         manifest = package(staging, _manifest(plan, built))
@@ -116,6 +118,7 @@ def _manifest(plan: Plan, built: list[BuiltEngine]) -> Manifest:
         gpu=plan.target.name,
         policy=plan.policy,
         checkpoint=plan.checkpoint.describe(),
+        weights=plan.checkpoint.identity(),
         geometry=plan.model.geometry,
         steps=plan.model.stream.steps,
         streams=plan.streams,

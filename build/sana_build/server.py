@@ -50,7 +50,8 @@ class Ports:
             try:
                 socket.create_server((HOST, port)).close()
             except OSError as error:
-                raise ConfigError(f"{name} port {port} cannot be opened ({error}): choose another one") from error
+                reason = os.strerror(error.errno or 0).lower()
+                raise ConfigError(f"{name} port {port} cannot be opened ({reason}): choose another one") from error
 
 
 class TritonServer(AbstractContextManager["TritonServer"]):

@@ -37,6 +37,10 @@ class Checkpoint(Protocol):
         """A key that changes when the weights may have changed."""
         ...
 
+    def check(self, model: ModelConfig) -> None:
+        """Refuse weights that do not fit, before any work is done; raises CheckpointError."""
+        ...
+
     def tokenizer_path(self) -> Path:
         """The `tokenizer.json` that belongs to the text encoder."""
         ...
@@ -74,6 +78,9 @@ class RandomCheckpoint:
     def identity(self) -> str:
         return digest(RANDOM, str(self.seed), json.dumps(asdict(self.model), sort_keys=True))
 
+    def check(self, model: ModelConfig) -> None:
+        """Nothing to refuse: made-up weights fit every model."""
+
     def tokenizer_path(self) -> Path:
         return tiny_tokenizer(vocabulary(self.model))
 
@@ -108,39 +115,43 @@ class FileCheckpoint:
         stats = ((path.name, path.stat()) for path in self.parts.files())
         return digest(*(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats))
 
+    def check(self, model: ModelConfig) -> None:
+        """Read every file but the text encoder's weights; raises CheckpointError for a damaged or a foreign one."""
+        self._text_fields(model)
+        self._vae_tensors(model.vae)
+        self._dit_tensors(model.dit)
+
     def tokenizer_path(self) -> Path:
         return self.parts.text / "tokenizer.json"
 
     def load_dit(self, config: DiTConfig) -> DiT:
         """Raises CheckpointError for a damaged file or another architecture."""
+        dit = DiT(config).eval()
+        dit.load_state_dict(dit_keys.from_released(config, self._dit_tensors(config)))
+        return dit
+
+    def _dit_tensors(self, config: DiTConfig) -> dict[str, Tensor]:
         tensors = read_tensors(self.parts.dit)
         check_kind(self.parts.dit, config, tensors)
         check_tensors(str(self.parts.dit), dit_keys.released_shapes(config), tensors, dit_keys.OPTIONAL)
-        dit = DiT(config).eval()
-        dit.load_state_dict(dit_keys.from_released(config, tensors))
-        return dit
+        return tensors
 
     def load_vae(self, config: VAEConfig) -> VAE:
         """Raises CheckpointError for a damaged file or another architecture."""
+        vae = VAE(config).eval()
+        vae.load_state_dict(vae_keys.from_released(self._vae_tensors(config)))
+        return vae
+
+    def _vae_tensors(self, config: VAEConfig) -> dict[str, Tensor]:
         path = self.parts.vae / "config.json"
         check_vae_config(path, config, vae_keys.config_from_json(str(path), read_json(path)))
         tensors = read_tensors(self.parts.vae_weights)
         check_tensors(str(self.parts.vae_weights), vae_keys.released_shapes(config), tensors)
-        vae = VAE(config).eval()
-        vae.load_state_dict(vae_keys.from_released(tensors))
-        return vae
+        return tensors
 
     def load_text(self, model: ModelConfig) -> TextEncoder:
         """Raises CheckpointError for a damaged file, or an encoder that is not the Gemma-2 this model was made for."""
-        path = self.parts.text / "config.json"
-        fields = read_json(path)
-        kind, width = fields.get("model_type"), fields.get("hidden_size")
-        if kind != "gemma2" or width != model.dit.caption_width:
-            raise CheckpointError(
-                f"{path} describes a {kind} text encoder of width {width}: "
-                f"{model.name} takes a gemma2 of width {model.dit.caption_width}"
-            )
-        encoder = gemma(fields)
+        encoder = gemma(self._text_fields(model))
         # The head that predicts words may be in the file; only what comes before it is used.
         tensors = {
             key: value for key, value in read_tensors(self.parts.text_weights).items() if key != "lm_head.weight"
@@ -149,6 +160,17 @@ class FileCheckpoint:
         check_tensors(str(self.parts.text_weights), expected, tensors)
         encoder.load_state_dict(tensors)
         return TextEncoder(encoder, model.dit.text_tokens).eval()
+
+    def _text_fields(self, model: ModelConfig) -> dict[str, Any]:
+        path = self.parts.text / "config.json"
+        fields = read_json(path)
+        kind, width = fields.get("model_type"), fields.get("hidden_size")
+        if kind != "gemma2" or width != model.dit.caption_width:
+            raise CheckpointError(
+                f"{path} describes a {kind} text encoder of width {width}: "
+                f"{model.name} takes a gemma2 of width {model.dit.caption_width}"
+            )
+        return fields
 
 
 def check_kind(path: Path, config: DiTConfig, tensors: Mapping[str, Tensor]) -> None:

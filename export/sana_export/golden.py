@@ -123,8 +123,10 @@ def read_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     try:
         return json.loads(path.read_text(), object_hook=Fields)
-    except (OSError, ValueError) as error:
-        raise BuildError(f"{path} cannot be read ({error}): name a folder of golden data") from error
+    except OSError as error:
+        raise BuildError(f"{path} cannot be read ({error.strerror}): name a folder of golden data") from error
+    except ValueError as error:
+        raise BuildError(f"{path} is not JSON ({error}): fetch the golden data again") from error
 
 
 def dit_config(config: dict[str, Any], streaming: bool) -> DiTConfig:

@@ -31,6 +31,7 @@ class Manifest:
     gpu: str
     policy: str
     checkpoint: str
+    weights: str
     geometry: StreamGeometry
     steps: int
     streams: int

@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -5,7 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from micro import build_micro, micro_plan
+from micro import micro_plan
 from sana_build.build import build
 from sana_runtime.errors import CheckpointError, ConfigError, SanaError
 from sana_runtime.manifest import Manifest
@@ -24,11 +25,9 @@ class BrokenCheckpoint:
         return getattr(self.good, name)
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("build") / "repo"
-    build_micro(output)
-    return output
+@pytest.fixture
+def built(micro_repository: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(micro_repository, tmp_path / "repo")
 
 
 def test_a_build_lists_its_engines_and_how_far_they_are_from_pytorch(built: Path) -> None:
@@ -60,9 +59,9 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work() -> None:
         build(micro_plan(Path("/proc/sana/repo")), Console(quiet=True))
 
 
-def test_an_edited_manifest_is_refused(built: Path, tmp_path: Path) -> None:
+def test_an_edited_manifest_is_refused(built: Path) -> None:
     text = (built / "manifest.json").read_text()
     for broken in (text[:100], text.replace('"version": "', '"version": "9.'), text.replace('"geometry"', '"shape"')):
-        (tmp_path / "manifest.json").write_text(broken)
+        (built / "manifest.json").write_text(broken)
         with pytest.raises(SanaError, match="build"):
-            Manifest.read(tmp_path)
+            Manifest.read(built)

@@ -44,7 +44,7 @@ class TorchEngine:
 def manifest(model: ModelConfig) -> Manifest:
     text = {"tokens": model.dit.text_tokens, "width": model.dit.caption_width}
     return Manifest(
-        "micro", "cpu", "fp32", "", model.geometry, 4, 2, 60.0, 1, engines={}, versions={}, config={"text": text}
+        "micro", "cpu", "fp32", "", "", model.geometry, 4, 2, 60.0, 1, engines={}, versions={}, config={"text": text}
     )
 
 

@@ -18,6 +18,7 @@ MANIFEST = Manifest(
     gpu="cpu",
     policy="fp32",
     checkpoint="none",
+    weights="none",
     geometry=GEOMETRY,
     steps=2,
     streams=2,

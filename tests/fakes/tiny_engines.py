@@ -281,6 +281,7 @@ def fake_manifest(
         gpu="cpu",
         policy="fp32",
         checkpoint="none",
+        weights="none",
         geometry=StreamGeometry(SIZE, SIZE, CHANNELS, spatial_ratio=SIZE, max_latents=5 + 3 * (chunks - 1)),
         steps=4,
         streams=streams,

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import torch
+
 from sana_export.configs import TINY, VAEConfig
 
 LATENT_CHANNELS = 96
@@ -19,3 +21,8 @@ MODEL = replace(
         upsample=("temporal", "spatiotemporal", "spatiotemporal"),
     ),
 )
+
+
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """bf16 matrices on a GPU; a CPU trains in FP32, where bf16 convolutions are slower."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")

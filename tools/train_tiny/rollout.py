@@ -14,6 +14,8 @@ from sana_runtime.geometry import StreamGeometry
 from sana_runtime.schedule import TRAIN_TIMESTEPS, streaming_schedule
 from torch import Tensor, nn
 
+from train_tiny.model import mixed_precision
+
 SCHEDULE = streaming_schedule(4)
 STEPS = tuple(zip(SCHEDULE.timesteps, SCHEDULE.sigmas[:-1], SCHEDULE.sigmas[1:], strict=True))
 
@@ -75,7 +77,7 @@ class Editor(nn.Module):
         self.table = RopeTable(config.head_dim, config.max_frames, geometry.latent_height, geometry.latent_width)
 
     def prompt(self, ids: Tensor, mask: Tensor) -> Prompt:
-        with self.autocast(ids):
+        with mixed_precision(ids.device):
             return self.dit.prompt(*self.text(ids, mask))
 
     def rope(self, starts: Tensor, frames: int) -> Rope:
@@ -92,7 +94,7 @@ class Editor(nn.Module):
         self, latent: Tensor, source: Tensor, time: Tensor, prompt: Prompt, rope: Rope, past: list[Cache] | None
     ) -> tuple[Tensor, list[Cache]]:
         """Velocity and caches, both float32; time (B,) on the 0..1000 scale."""
-        with self.autocast(latent):
+        with mixed_precision(latent.device):
             velocity, written = self.dit(latent, source, time, prompt, rope, past)
         return velocity.float(), written
 
@@ -101,10 +103,6 @@ class Editor(nn.Module):
     ) -> list[Cache]:
         """What a finished latent leaves for the next chunk."""
         return self.evaluate(latent, source, latent.new_zeros(len(latent)), prompt, rope, past)[1]
-
-    @staticmethod
-    def autocast(x: Tensor) -> torch.autocast:
-        return torch.autocast(x.device.type, torch.bfloat16)
 
 
 def keep_recurrence_precise(device: torch.device) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from sana_export.vae import VAE, State
 from sana_runtime.geometry import StreamGeometry
 from train_tiny.edits import draw_keys, styled
+from train_tiny.model import mixed_precision
 from train_tiny.pictures import leaf_count
 from train_tiny.prompts import CLASSES, keys, reverse
 from train_tiny.scenes import Renderer, Scenes, draw_scenes, edited
@@ -114,7 +115,7 @@ class PairStream:
             self.keys = self.world.keys(self.scenes)
         first = 0 if self.index == 0 else geometry.first_frames + (self.index - 1) * geometry.steady_frames
         pair = self.world.pair(self.scenes, self.keys, range(first, first + chunk.frames))
-        with torch.no_grad(), torch.autocast(self.world.device.type, torch.bfloat16):
+        with torch.no_grad(), mixed_precision(self.world.device):
             latents, self.state = self.vae.encoder(torch.cat(pair), self.state)
         source, target = latents.float().chunk(2)
         self.index += 1

@@ -7,7 +7,7 @@ from sana_export.vae_keys import fill_vae
 from sana_runtime.geometry import StreamGeometry
 from torch import Tensor
 
-from train_tiny.model import MODEL
+from train_tiny.model import MODEL, mixed_precision
 from train_tiny.optim import Average, Clock, Optimizer
 from train_tiny.streams import World
 
@@ -38,7 +38,7 @@ def train_vae(world: World, minutes: float, seed: int, batch: int = BATCH) -> tu
     step = 0
     while clock.progress < 1:
         clips = world.clips(batch, SHORT) if step % 4 else world.clips(batch // 2, LONG)
-        with torch.autocast(world.device.type, torch.bfloat16):
+        with mixed_precision(world.device):
             latent, _ = encode(clips)
             noisy, spread = perturbed(latent.float())
             video, _ = decode(noisy)

@@ -1,0 +1,215 @@
+"""What a checkpoint is worth on held-out video: every edit against its computed truth, offline, many streams at once."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from sana_export.caches import Prompt
+from sana_export.pixels import pixels_to_uint8, uint8_to_pixels
+from sana_export.vae import VAE
+from torch import Tensor
+
+from train_tiny.edits import styled
+from train_tiny.model import MODEL
+from train_tiny.pictures import coloured_noise, gradients
+from train_tiny.prompts import CLASSES, COLOURS, KEEP, PLACES, STYLES
+from train_tiny.rollout import STEPS, Editor, Memory
+from train_tiny.streams import PromptBook, World
+from train_tiny.vae_stage import reconstruct
+
+Pair = Callable[[range], tuple[Tensor, Tensor]]
+"""Source and true edit (B, 3, F, H, W) in [-1, 1] of any frames."""
+
+WORLD_SEED = 20_000
+OBJECT_FAMILIES = ("recolour", "remove", "add", "background")
+CHUNKS = 8
+LONG = 42
+PER_KEY = 6
+
+
+@dataclass(frozen=True)
+class Played:
+    """One chunk of B streams: PSNR terms (B, F) as squared errors, and the frames."""
+
+    source: Tensor
+    target: Tensor
+    edited: Tensor
+
+    def error(self, shown: Tensor) -> Tensor:
+        """Mean squared error (B, F) of 8-bit frames on a scale of 0 to 1."""
+        return ((shown - self.target) / 255).square().mean(dim=(2, 3, 4))
+
+
+@torch.no_grad()
+def play(editor: Editor, vae: VAE, pair: Pair, prompt: Prompt, chunks: int, forget: bool = False) -> Iterator[Played]:
+    """Edit streams with the 4-step sampler; `forget` zeroes the denoiser's state before every chunk."""
+    memory, encoded, decoded, start = Memory(), None, None, 0
+    generator = torch.Generator(editor.table.get_buffer("time_cos").device).manual_seed(0)
+    for index in range(chunks):
+        chunk = MODEL.geometry.chunk(index)
+        source, target = (pixels_to_uint8(video) for video in pair(range(start, start + chunk.frames)))
+        start += chunk.frames
+        latent, encoded = vae.encoder(uint8_to_pixels(source), encoded)
+        if forget:
+            memory.clear()
+        edited = sample(editor, latent, prompt, memory, chunk.start, generator)
+        video, decoded = vae.decoder(edited, decoded)
+        yield Played(source.float(), target.float(), pixels_to_uint8(video).float())
+
+
+def sample(
+    editor: Editor, source: Tensor, prompt: Prompt, memory: Memory, start: int, generator: torch.Generator
+) -> Tensor:
+    """The four Euler steps of one chunk, and the pass that writes its state."""
+    latent = torch.randn(source.shape, device=source.device, generator=generator)
+    rope = editor.rope(torch.full((len(source),), start, device=source.device), source.shape[2])
+    past = memory.past()
+    for time, sigma, following in STEPS:
+        velocity, _ = editor.evaluate(latent, source, latent.new_full((len(latent),), time), prompt, rope, past)
+        latent = latent + (following - sigma) * velocity
+    memory.append(editor.write(latent, source, prompt, rope, past))
+    return latent
+
+
+def decibels(errors: Tensor) -> Tensor:
+    return -10 * torch.log10(errors.clamp_min(1e-10))
+
+
+def score(editor: Editor, vae: VAE, pair: Pair, prompt: Prompt, chunks: int, forget: bool = False) -> dict[str, Tensor]:
+    """Squared errors (B, F) of source and edit, and (B, F - 1) of the change of the error from frame to frame."""
+    source, edited, change, last = [], [], [], None
+    for played in play(editor, vae, pair, prompt, chunks, forget):
+        source.append(played.error(played.source))
+        edited.append(played.error(played.edited))
+        residual = played.edited - played.target
+        joined = residual if last is None else torch.cat([last, residual], 1)
+        change.append((joined[:, 1:] - joined[:, :-1]).abs().mean(dim=(2, 3, 4)))
+        last = residual[:, -1:]
+    return {"source": torch.cat(source, 1), "edited": torch.cat(edited, 1), "change": torch.cat(change, 1)}
+
+
+def border_ratio(change: Tensor) -> float:
+    """Mean change of the error across chunk borders over the one inside chunks."""
+    first, steady = MODEL.geometry.first_frames, MODEL.geometry.steady_frames
+    border = (torch.arange(change.shape[1], device=change.device) + 1 - first) % steady == 0
+    return float(change[:, border].mean() / change[:, ~border].mean())
+
+
+def held_out_world(clip: Tensor, seed: int = WORLD_SEED) -> World:
+    """Scenes over frames of the held-out clip and fresh noise and gradients; none of these pictures was trained on."""
+    torch.manual_seed(seed)
+    frames = clip[:: max(1, len(clip) // 16)].permute(0, 3, 1, 2).float() / 255
+    large = torch.nn.functional.interpolate(frames, (288, 512), mode="bicubic").clamp(0, 1)
+    bank = torch.cat([large[:2], large, coloured_noise(8, clip.device).clamp(0, 1), gradients(8, clip.device).clamp(0, 1)])
+    world = World(bank.half(), seed, MODEL.geometry)
+    world.leaves = 0
+    return world
+
+
+def real_pair(clip: Tensor, keys: list[str]) -> Pair:
+    """The clip (F, H, W, 3) forwards and backwards for ever, one stream for every look in `keys`."""
+    order = torch.cat([torch.arange(len(clip)), torch.arange(len(clip) - 2, 0, -1)])
+
+    def pair(frames: range) -> tuple[Tensor, Tensor]:
+        index = order[torch.arange(frames.start, frames.stop) % len(order)].to(clip.device)
+        source = clip[index].permute(3, 0, 1, 2).float().div(255).expand(len(keys), -1, -1, -1, -1)
+        return 2 * source - 1, 2 * styled(source, keys) - 1
+
+    return pair
+
+
+def scene_pair(world: World, keys: list[str]) -> Pair:
+    """Scenes in which every key can be carried out."""
+    scenes = world.scenes(len(keys), world.rng.integers(1, 4, len(keys)))
+    for row, key in enumerate(keys):
+        family, *words = key.split("/")
+        if family in ("recolour", "remove"):
+            others = [kind for kind in range(len(CLASSES)) if kind != CLASSES.index(words[0])]
+            scenes.kind[row] = torch.tensor([CLASSES.index(words[0]), *world.rng.permutation(others)[:3]])
+    return lambda frames: world.pair(scenes, keys, frames)
+
+
+def object_keys(family: str, rng: np.random.Generator, count: int) -> list[str]:
+    colours = list(COLOURS)
+    draw = {
+        "recolour": lambda: f"recolour/{rng.choice(CLASSES)}/{rng.choice(colours)}",
+        "add": lambda: f"add/{rng.choice(CLASSES)}/{rng.choice(colours)}",
+        "remove": lambda: f"remove/{rng.choice(CLASSES)}",
+        "background": lambda: f"background/{rng.choice(PLACES)}",
+    }[family]
+    return [draw() for _ in range(count)]
+
+
+def wrong(keys: list[str], rng: np.random.Generator) -> list[str]:
+    """For every key an instruction that asks for something else: another look, or another family of edits."""
+    styles = list(STYLES)
+    names = [key.split("/")[0] for key in keys]
+    looks = {name: styles[(i + 1) % len(styles)] for i, name in enumerate(styles)} | {KEEP: "sepia"}
+    return [
+        looks[name] if name in looks else object_keys(OBJECT_FAMILIES[OBJECT_FAMILIES.index(name) - 1], rng, 1)[0]
+        for name in names
+    ]
+
+
+class Judge:
+    """Everything that is asked about one checkpoint, on one held-out clip uint8 (F, H, W, 3)."""
+
+    def __init__(self, editor: Editor, vae: VAE, book: PromptBook, clip: Tensor) -> None:
+        self.editor, self.vae, self.book, self.clip = editor, vae, book, clip
+
+    @torch.no_grad()
+    def vae_psnr(self) -> float:
+        shown = reconstruct(self.vae, self.clip[None], MODEL.geometry)
+        truth = self.clip[None, : shown.shape[1]]
+        return float(decibels(((shown.float() - truth.float()) / 255).square().mean()))
+
+    def prompt(self, keys: list[str], held_out: bool = True) -> Prompt:
+        with torch.no_grad():
+            return self.editor.prompt(*self.book.draw(np.random.default_rng(1), keys, held_out))
+
+    def table(self, real: bool) -> list[dict[str, float | str]]:
+        """One row per edit: PSNR of source, edit and wrongly prompted edit against the truth, and the border ratio."""
+        world = held_out_world(self.clip)
+        rows: list[dict[str, float | str]] = []
+        families = [*STYLES, KEEP] if real else [*STYLES, KEEP, *OBJECT_FAMILIES]
+        for name in families:
+            count = 1 if real else PER_KEY
+            keys = object_keys(name, world.rng, 2 * count) if name in OBJECT_FAMILIES else [name] * count
+            pair = real_pair(self.clip, keys) if real else scene_pair(world, keys)
+            right = score(self.editor, self.vae, pair, self.prompt(keys), CHUNKS)
+            other = score(self.editor, self.vae, pair, self.prompt(wrong(keys, world.rng)), CHUNKS)
+            psnr = {kind: float(decibels(right[kind].mean(1)).mean()) for kind in ("source", "edited")}
+            rows.append(
+                {"edit": name, **psnr, "gain": psnr["edited"] - psnr["source"], "border": border_ratio(right["change"])}
+                | {"wrong": float(decibels(other["edited"].mean(1)).mean())}
+            )
+            print(rows[-1], flush=True)
+        return rows
+
+    def drift(self, forget: bool = False) -> list[float]:
+        """PSNR of every chunk of long streams of all kinds of edits, averaged over streams."""
+        world = held_out_world(self.clip, WORLD_SEED + 1)
+        keys = [*STYLES, KEEP]
+        keys += [key for name in OBJECT_FAMILIES for key in object_keys(name, world.rng, 3)]
+        edited = score(self.editor, self.vae, scene_pair(world, keys), self.prompt(keys), LONG, forget)["edited"]
+        first, steady = MODEL.geometry.first_frames, MODEL.geometry.steady_frames
+        chunks = [edited[:, :first], *edited[:, first:].split(steady, 1)]
+        return [float(decibels(chunk.mean(1)).mean()) for chunk in chunks]
+
+    def sheet(self, path: Path) -> None:
+        """A picture with source, truth and edit of every kind of edit, at the end of the third chunk."""
+        world = held_out_world(self.clip, WORLD_SEED + 2)
+        objects = [key for name in OBJECT_FAMILIES for key in object_keys(name, world.rng, 3)]
+        looks = [*STYLES, KEEP]
+        bands = []
+        for pair, keys in ((real_pair(self.clip, looks), looks), (scene_pair(world, objects), objects)):
+            *_, last = play(self.editor, self.vae, pair, self.prompt(keys), 3)
+            bands += [torch.cat([x[i, -1] for x in (last.source, last.target, last.edited)], 1) for i in range(len(keys))]
+        half = (len(bands) + 1) // 2
+        columns = [torch.cat(bands[:half]), torch.cat(bands[half:])]
+        height = max(len(column) for column in columns)
+        padded = [torch.nn.functional.pad(column, (0, 0, 0, 0, 0, height - len(column))) for column in columns]
+        Image.fromarray(torch.cat(padded, 1).byte().cpu().numpy()).save(path, quality=85)
