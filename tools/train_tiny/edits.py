@@ -1,6 +1,7 @@
 """The looks that can be asked for, as functions of the pixels alone, and the random choice of an edit for a scene."""
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import torch
@@ -29,14 +30,21 @@ def luma(video: Tensor) -> Tensor:
 
 
 def blurred(video: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of every frame."""
+    """Gaussian blur of every frame, as one matrix product per axis: no convolution has to be tuned for each size."""
+    height, width = video.shape[-2:]
+    return blur_matrix(height, sigma, video.device) @ (video @ blur_matrix(width, sigma, video.device).T)
+
+
+@cache
+def blur_matrix(size: int, sigma: float, device: torch.device) -> Tensor:
+    """(size, size) whose rows average a neighbourhood; pixels outside the frame repeat the edge."""
     reach = int(3 * sigma)
-    taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=video.device) / sigma) ** 2).to(video.dtype)
-    taps = taps / taps.sum()
-    images = video.transpose(1, 2).flatten(0, 2).unsqueeze(1)
-    images = F.conv2d(F.pad(images, (reach, reach, 0, 0), mode="replicate"), taps[None, None, None])
-    images = F.conv2d(F.pad(images, (0, 0, reach, reach), mode="replicate"), taps[None, None, :, None])
-    return images.squeeze(1).unflatten(0, (video.shape[0], video.shape[2], video.shape[1])).transpose(1, 2)
+    taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
+    matrix = torch.zeros(size, size)
+    for offset, tap in zip(range(-reach, reach + 1), taps / taps.sum(), strict=True):
+        columns = (torch.arange(size) + offset).clamp(0, size - 1)
+        matrix[torch.arange(size), columns] += tap
+    return matrix.to(device)
 
 
 def per_frame(function: Callable[[Tensor], Tensor], video: Tensor) -> Tensor:

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from sana_export import attention
 from sana_export.caches import Cache, KVCache, Prompt
 from sana_export.dit import DiT
@@ -103,6 +105,31 @@ class Editor(nn.Module):
     ) -> list[Cache]:
         """What a finished latent leaves for the next chunk."""
         return self.evaluate(latent, source, latent.new_zeros(len(latent)), prompt, rope, past)[1]
+
+
+def train_fast(dit: DiT) -> None:
+    """Let the depthwise convolutions run as nine shifted products, whose gradients are far cheaper on a GPU."""
+    for block in dit.blocks:
+        block.mlp.depth_conv.forward = partial(shifted_products, block.mlp.depth_conv)
+
+
+def shifted_products(conv: nn.Conv2d, images: Tensor) -> Tensor:
+    """What a 3x3 depthwise convolution with zero padding returns for images (N, C, H, W) stored channels last."""
+    rows, columns = images.shape[2:]
+    padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+    return fused_shifts(padded, conv.weight.to(images.dtype), conv.bias.to(images.dtype), rows, columns).permute(0, 3, 1, 2)
+
+
+def shifts(padded: Tensor, weight: Tensor, bias: Tensor, rows: int, columns: int) -> Tensor:
+    """(N, H + 2, W + 2, C) and (C, 1, 3, 3) to (N, H, W, C)."""
+    total = bias.float()
+    for y in range(3):
+        for x in range(3):
+            total = total + padded[:, y : y + rows, x : x + columns].float() * weight[:, 0, y, x].float()
+    return total.to(padded.dtype)
+
+
+fused_shifts = torch.compile(shifts, dynamic=True)
 
 
 def keep_recurrence_precise(device: torch.device) -> None:

@@ -84,7 +84,7 @@ def train_stream(
             groups[turn] = Group(world, vae, batch, LENGTHS[turn])
         step += 1
         if step % 20 == 0:
-            curve.append({"step": step, "progress": clock.progress, "loss": float(loss), "norm": float(norm)})
+            curve.append({"step": step, "progress": clock.progress, "loss": float(loss.detach()), "norm": float(norm)})
             print(curve[-1], flush=True)
     average.store()
     return editor.dit, editor.text, curve

@@ -97,6 +97,30 @@ class World:
         return torch.where(half[:, None, None, None, None], source, target)
 
 
+class ClipPool:
+    """Rendered clips that are replaced a few at a time, so that a step costs no rendering of its own."""
+
+    def __init__(self, world: World, size: int, frames: int, batch: int = 16) -> None:
+        self.world, self.batch = world, batch
+        self.clips = torch.cat([world.clips(batch, frames).half() for _ in range(size // batch)])
+        self.oldest = 0
+
+    def refresh(self) -> None:
+        """Replace the oldest clips by new ones."""
+        rows = slice(self.oldest, self.oldest + self.batch)
+        self.clips[rows] = self.world.clips(self.batch, self.clips.shape[2]).half()
+        self.oldest = (self.oldest + self.batch) % len(self.clips)
+
+    def draw(self, batch: int, frames: int, size: tuple[int, int]) -> Tensor:
+        """Random windows (batch, 3, frames, *size) in time and space."""
+        spare = [have - want for have, want in zip(self.clips.shape[2:], (frames, *size), strict=True)]
+        drawn = []
+        for row in self.world.rng.integers(0, len(self.clips), batch).tolist():
+            t, y, x = (int(self.world.rng.integers(0, most + 1)) for most in spare)
+            drawn.append(self.clips[row, :, t : t + frames, y : y + size[0], x : x + size[1]])
+        return torch.stack(drawn).float()
+
+
 class PairStream:
     """B streams of the same age; each call of `next` renders and encodes one more chunk."""
 

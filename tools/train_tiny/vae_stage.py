@@ -9,12 +9,19 @@ from torch import Tensor
 
 from train_tiny.model import MODEL, mixed_precision
 from train_tiny.optim import Average, Clock, Optimizer
-from train_tiny.streams import World
+from train_tiny.streams import ClipPool, World
 
 SHORT, LONG = 33, 57
 """Pixel frames of a training clip: a first chunk, and with the chunk after it."""
 
 BATCH = 16
+CROP = (96, 128)
+"""Windows of the frame: smaller steps, and many more of them."""
+
+POOL = 384
+REFRESH = 6
+"""Clips in the pool, and training steps between two renewals of some of them."""
+
 LATENT_NOISE = 0.08
 FLOOR = 5e-4
 """Added to a clip's squared error inside the logarithm: clips at 39 dB and better stop to matter."""
@@ -29,27 +36,30 @@ def new_vae(seed: int, device: torch.device) -> VAE:
     return vae.to(device)
 
 
-def train_vae(world: World, minutes: float, seed: int, batch: int = BATCH) -> tuple[VAE, list[dict[str, float]]]:
+def train_vae(
+    world: World, minutes: float, seed: int, batch: int = BATCH, pool: int = POOL
+) -> tuple[VAE, list[dict[str, float]]]:
     """A VAE with its latent statistics, and the training curve."""
-    vae = new_vae(seed, world.device)
-    encode, decode = vae.encoder, vae.decoder
+    vae, clips = new_vae(seed, world.device), ClipPool(world, pool, LONG)
     optimizer = Optimizer([vae], muon=0.01, adam=2e-3, excluded=("encoder.conv_in", "decoder.conv_out"))
     average, clock, curve = Average([vae], 0.998), Clock(minutes), []
     step = 0
     while clock.progress < 1:
-        clips = world.clips(batch, SHORT) if step % 4 else world.clips(batch // 2, LONG)
+        if step % REFRESH == 0:
+            clips.refresh()
+        video = clips.draw(batch, SHORT, CROP) if step % 4 else clips.draw(batch // 2, LONG, CROP)
         with mixed_precision(world.device):
-            latent, _ = encode(clips)
+            latent, _ = vae.encoder(video)
             noisy, spread = perturbed(latent.float())
-            video, _ = decode(noisy)
-        error = (video.float() - clips).square().mean(dim=(1, 2, 3, 4))
+            shown, _ = vae.decoder(noisy)
+        error = (shown.float() - video).square().mean(dim=(1, 2, 3, 4))
         loss = torch.log(error + FLOOR).mean() + 0.01 * spread
         loss.backward()
         norm = optimizer.step(clock.rate)
         average.update()
         step += 1
-        if step % 25 == 0:
-            curve.append({"step": step, "progress": clock.progress, "psnr": decibels(error.mean()), "norm": float(norm)})
+        if step % 100 == 0:
+            curve.append({"step": step, "progress": clock.progress, "psnr": decibels(error.detach().mean()), "norm": float(norm)})
             print(curve[-1], flush=True)
     average.store()
     measure_statistics(vae, world)
