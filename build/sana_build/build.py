@@ -99,12 +99,14 @@ def _graphs(plan: Plan) -> "Iterator[Graph]":
 
 def _build_engine(plan: Plan, graph: "Graph", staging: Path) -> BuiltEngine:
     from sana_export.onnx_export import export, measure
+    from sana_runtime.engine import describe, load_engine
 
     started = time.monotonic()
     relative = Path(graph.stage) / "1" / f"{graph.variant}.onnx"
     export(graph, staging / relative)
-    error = measure(graph, staging / relative, plan.threads)
-    entry = EngineEntry(str(relative), plan.target.backend, error)
+    engine = load_engine(plan.target.backend, staging / relative, plan.threads)
+    tensors = describe(engine.inputs), describe(engine.outputs)
+    entry = EngineEntry(str(relative), plan.target.backend, *tensors, measure(graph, engine))
     size = sum(file.stat().st_size for file in (staging / relative).parent.glob(f"{relative.name}*"))
     return BuiltEngine(graph.stage, graph.variant, entry, time.monotonic() - started, size)
 

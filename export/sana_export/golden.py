@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sana_export.compare import relative_error
 from sana_export.configs import DiTConfig
 from sana_export.dit import DiT
 from sana_export.dit_keys import OPTIONAL, from_released, released_shapes
@@ -59,15 +60,6 @@ def group_name(name: str) -> str:
     """The name with a letter in place of every index."""
     name = re.sub(r"(chunk|step|block|call|intermediate)\d+", lambda match: match[1] + INDEX_LETTERS[match[1]], name)
     return re.sub(r"\.\d+$", ".I", name)
-
-
-def relative_error(found: Tensor, wanted: Tensor) -> float:
-    """max|a-b| / max|b| in float64, absolute where b is all zero; NaN if the shapes differ by more than unit axes."""
-    found, wanted = found.detach().double().squeeze(), wanted.double().squeeze()
-    if found.shape != wanted.shape:
-        return math.nan
-    difference, scale = float((found - wanted).abs().max()), float(wanted.abs().max())
-    return difference / scale if scale else difference
 
 
 class GoldenArrays:

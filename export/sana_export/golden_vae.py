@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sana_export.compare import relative_error
 from sana_export.configs import DOWN_STRIDES, VAEConfig
-from sana_export.golden import Check, relative_error
+from sana_export.golden import Check
 from sana_export.pixels import uint8_to_pixels
 from sana_export.tensor_files import check_tensors
 from sana_export.vae import VAE, State, VAEDecoder, causal_taps, decode_tiled

@@ -1,15 +1,15 @@
-"""Graphs to ONNX files (dynamo exporter, opset 23), and how far onnxruntime is from PyTorch on each of them."""
+"""Graphs to ONNX files (dynamo exporter, opset 23), and how far an engine is from PyTorch."""
 
 import logging
 import warnings
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 import torch
 
+from sana_export.compare import pixel_error, relative_error
 from sana_export.graphs import Graph
-from sana_runtime.engine import load_engine
+from sana_runtime.engine import Engine
 from sana_runtime.errors import BuildError
 
 OPSET = 23
@@ -68,27 +68,19 @@ def _weight_bytes(model: ir.Model) -> int:
     return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
 
 
-def measure(graph: Graph, path: Path, threads: int) -> dict[str, float]:
-    """max|a-b|/max|b| of every output, onnxruntime against PyTorch (uint8 outputs: max|a-b|/255).
+def measure(graph: Graph, engine: Engine) -> dict[str, float]:
+    """max|a-b|/max|b| of every output, engine against PyTorch (uint8 outputs: max|a-b|/255).
 
     Raises BuildError naming the output that is too far off.
     """
-    engine = load_engine("onnxruntime", path, threads)
     served = engine.run({name: tensor.numpy() for name, tensor in graph.inputs.items()})
     errors = {}
-    for name, tensor in graph.run().items():
-        errors[name] = relative_error(served[name], tensor.numpy())
-        limit = PIXEL_LIMIT if tensor.dtype == torch.uint8 else FLOAT_LIMIT
+    for name, wanted in graph.run().items():
+        compare, limit = (pixel_error, PIXEL_LIMIT) if wanted.dtype == torch.uint8 else (relative_error, FLOAT_LIMIT)
+        errors[name] = compare(torch.from_numpy(served[name]), wanted)
         if not errors[name] <= limit:
             raise BuildError(
-                f"{graph.stage}/{graph.variant}: output {name} of the ONNX graph is {errors[name]:.2e} away from "
+                f"{graph.stage}/{graph.variant}: output {name} of the engine is {errors[name]:.2e} away from "
                 f"PyTorch (limit {limit:.1e}); the engine is not written"
             )
     return errors
-
-
-def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:
-    """max|a-b| / max|b|; for uint8, max|a-b| / 255."""
-    difference = float(np.max(np.abs(found.astype(np.float64) - wanted.astype(np.float64))))
-    scale = 255.0 if wanted.dtype == np.uint8 else float(np.max(np.abs(wanted)))
-    return difference / scale if scale else difference

@@ -18,6 +18,9 @@ class TensorSpec:
     dtype: str
     shape: tuple[int, ...]
 
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+
     def refusal(self, array: np.ndarray) -> str | None:
         """Why `array` cannot be this tensor, or None if it can."""
         if array.dtype != np.dtype(self.dtype):
@@ -25,6 +28,11 @@ class TensorSpec:
         if array.shape != self.shape:
             return f"tensor {self.name} has shape {list(array.shape)}, the engine takes {list(self.shape)}"
         return None
+
+
+def describe(specs: "tuple[TensorSpec, ...]") -> dict[str, str]:
+    """Tensors as a manifest lists them."""
+    return {spec.name: str(spec) for spec in specs}
 
 
 class Engine(Protocol):

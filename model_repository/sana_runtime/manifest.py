@@ -16,10 +16,15 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class EngineEntry:
-    """One engine file of a stage; `error` is max|a-b|/max|b| against PyTorch, per output, measured at build."""
+    """One engine file of a stage: its tensors by name as "dtype[shape]", and how far it was from PyTorch at build.
+
+    `error` is max|a-b|/max|b| per output.
+    """
 
     path: str
     backend: str
+    inputs: dict[str, str]
+    outputs: dict[str, str]
     error: dict[str, float]
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from sana_runtime import bridge
 from sana_runtime.denoiser import DenoiserStage
-from sana_runtime.engine import Engine, load_engine
+from sana_runtime.engine import Engine, describe, load_engine
 from sana_runtime.errors import RepositoryError, RequestError, choose
-from sana_runtime.manifest import Manifest
+from sana_runtime.manifest import EngineEntry, Manifest
 from sana_runtime.prompts import PromptTokenizer
 from sana_runtime.sessions import SessionTable
 from sana_runtime.stages import Request, Stage, TextEncoderStage, VAEDecoderStage, VAEEncoderStage
@@ -45,10 +45,16 @@ def load_stage(name: str, repository: Path, version: str) -> Stage:
     if name not in manifest.engines:
         raise RepositoryError(f"the manifest of {repository} lists no engine for {name}: build the repository again")
     entries = manifest.engines[name].items()
-    engines = {
-        variant: load_engine(entry.backend, repository / entry.path, manifest.threads) for variant, entry in entries
-    }
+    engines = {variant: _load(repository, entry, manifest.threads) for variant, entry in entries}
     return make(engines, manifest, repository / name / version)
+
+
+def _load(repository: Path, entry: EngineEntry, threads: int) -> Engine:
+    """The engine of `entry`; raises RepositoryError if its tensors are not the ones it was built with."""
+    engine = load_engine(entry.backend, repository / entry.path, threads)
+    if describe(engine.inputs) != entry.inputs or describe(engine.outputs) != entry.outputs:
+        raise RepositoryError(f"the tensors of {repository / entry.path} are not those of the manifest: build it again")
+    return engine
 
 
 class StageModel:

@@ -17,7 +17,7 @@ from sana_export.dit import DiT
 from sana_export.onnx_export import export, measure
 from sana_export.sampler import DiTStream
 from sana_runtime.denoiser import DenoiserStage
-from sana_runtime.engine import TensorSpec, check_feeds
+from sana_runtime.engine import TensorSpec, check_feeds, load_engine
 from sana_runtime.errors import BuildError
 from sana_runtime.manifest import Manifest
 from sana_runtime.schedule import chunk_noise, streaming_schedule
@@ -96,7 +96,8 @@ def test_an_exported_file_holds_no_trace_of_the_building_machine(tmp_path: Path)
     dit = resolve("random:0", MICRO).load_dit(MICRO.dit)
     graph = next(graphs.denoiser_graphs(dit, MICRO, TEXT, MASK))
     export(graph, tmp_path / "prompt.onnx")
-    assert max(measure(graph, tmp_path / "prompt.onnx", threads=1).values()) < 1e-5
+    engine = load_engine("onnxruntime", tmp_path / "prompt.onnx", threads=1)
+    assert max(measure(graph, engine).values()) < 1e-5
     assert str(Path(graphs.__file__).parent).encode() not in (tmp_path / "prompt.onnx").read_bytes()
     assert ir.load(tmp_path / "prompt.onnx").opset_imports[""] == 23
 
@@ -108,4 +109,4 @@ def test_an_engine_that_is_off_is_refused(tmp_path: Path) -> None:
     with torch.no_grad():
         dit.blocks[1].cross_attn.kv_linear.bias += 0.1
     with pytest.raises(BuildError, match=r"denoiser/prompt: output block01\.text_"):
-        measure(graph, tmp_path / "prompt.onnx", threads=1)
+        measure(graph, load_engine("onnxruntime", tmp_path / "prompt.onnx", threads=1))

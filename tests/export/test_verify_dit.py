@@ -11,7 +11,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from sana_export.golden import group, group_name, relative_error
+from sana_export.compare import relative_error
+from sana_export.golden import group, group_name
 from sana_export.verify import Check, report, run
 from sana_runtime.errors import BuildError, CheckpointError, SanaError
 

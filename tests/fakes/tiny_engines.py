@@ -13,6 +13,7 @@ import onnx
 from onnx import parser
 
 from sana_build.repository import package
+from sana_runtime.engine import describe, load_engine
 from sana_runtime.geometry import StreamGeometry
 from sana_runtime.manifest import EngineEntry, Manifest
 
@@ -265,10 +266,13 @@ def write_fake_repository(path: Path, streams: int = 2, chunks: int = 8, idle_se
     """Package the fake pipeline at `path` for `streams` streams of at most `chunks` chunks each."""
     engines: dict[str, dict[str, EngineEntry]] = {}
     for (stage, variant), graph in GRAPHS.items():
-        entry = EngineEntry(f"{stage}/1/{variant}.onnx", "onnxruntime", {})
-        engines.setdefault(stage, {})[variant] = entry
-        (path / stage / "1").mkdir(parents=True, exist_ok=True)
-        onnx.save(dotted(parser.parse_model(graph)), path / entry.path)
+        file = path / stage / "1" / f"{variant}.onnx"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        onnx.save(dotted(parser.parse_model(graph)), file)
+        engine = load_engine("onnxruntime", file, threads=1)
+        tensors = describe(engine.inputs), describe(engine.outputs)
+        relative = str(file.relative_to(path))
+        engines.setdefault(stage, {})[variant] = EngineEntry(relative, "onnxruntime", *tensors, error={})
     (path / "text_encoder" / "1" / "tokenizer.json").write_text(json.dumps(tokenizer()))
     return package(path, fake_manifest(engines, streams, chunks, idle_seconds))
 

@@ -33,7 +33,7 @@ class Work:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-        keep_recurrence_precise(self.device)
+        keep_recurrence_precise()
         self.data = dict(np.load(folder / "data.npz"))
 
     def path(self, stage: str) -> Path:
@@ -107,7 +107,9 @@ STAGES: dict[str, Callable[[Work, float], None]] = {
 
 def main(
     work: Annotated[Path, typer.Option(help="Folder for the data, the stages and the logs.")],
-    stage: Annotated[str, typer.Option(help="One of vae, dit, stream, ablation, judge; all but ablation if empty.")] = "",
+    stage: Annotated[
+        str, typer.Option(help="One of vae, dit, stream, ablation, judge; all but ablation if empty.")
+    ] = "",
     minutes: Annotated[float, typer.Option(help="Length of the stage; 0 for its own.")] = 0,
 ) -> None:
     """Train the tiny checkpoint. A stage that has been done is read back by the next one, not done again."""

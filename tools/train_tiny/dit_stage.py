@@ -1,20 +1,23 @@
 """Stage 2: flow matching on pairs, already in the streaming layout, with the caches of clean edited chunks."""
 
+from dataclasses import replace
+
 import torch
+from torch import Tensor, nn
+
 from sana_export.dit import DiT
 from sana_export.text import TextEncoder, fill_gemma
 from sana_export.vae import VAE
-from torch import Tensor, nn
-
 from train_tiny.model import MODEL
-from train_tiny.optim import Average, Clock, Optimizer
-from train_tiny.rollout import SCHEDULE, Editor, Memory, noised, repeated, repeated_prompt
+from train_tiny.optim import Average, Clock, Curve, Optimizer
+from train_tiny.rollout import SCHEDULE, Editor, Memory, compile_blocks, noised
 from train_tiny.storage import new_text
-from train_tiny.streams import Chunk, PairStream, PromptBook, World
+from train_tiny.streams import Chunk, PairPool, PromptBook, World
 
 BATCH = 64
-COPIES = 3
-"""Draws of noise and time for every rendered chunk."""
+POOL = 1536
+REFRESH = 6
+"""Streams in the pool, and training steps between two renewals of a batch of them: each is used about three times."""
 
 GROUPS = 4
 LENGTH = 4
@@ -38,6 +41,7 @@ def new_editor(seed: int) -> Editor:
     nn.init.zeros_(dit.t_block[1].weight)
     nn.init.zeros_(dit.t_block[1].bias)
     pass_source_through(dit)
+    compile_blocks(dit)
     return Editor(dit, text, MODEL.geometry)
 
 
@@ -63,27 +67,32 @@ def pass_source_through(dit: DiT) -> None:
 class Group:
     """Streams of the same age, with what they carry and how far their clocks jump after the first chunk."""
 
-    def __init__(self, world: World, vae: VAE, batch: int, length: int, switch: float = SWITCH) -> None:
-        self.stream = PairStream(world, vae, batch, switch)
-        self.length = length
+    def __init__(self, pool: PairPool, batch: int) -> None:
+        self.world, self.chunks, self.index = pool.world, pool.draw(batch), 0
         self.memory, self.backward = Memory(), Memory()
-        spare = (MODEL.dit.max_frames - MODEL.geometry.first_latents) // MODEL.geometry.steady_latents - length
-        jumps = world.rng.integers(0, spare, batch) * (world.rng.random(batch) < JUMP_SHARE)
-        self.jumps = MODEL.geometry.steady_latents * torch.tensor(jumps, device=world.device)
+        geometry = MODEL.geometry
+        jumps = self.world.rng.integers(0, geometry.max_chunks - pool.length, batch)
+        jumps = jumps * (self.world.rng.random(batch) < JUMP_SHARE)
+        self.jumps = geometry.steady_latents * torch.tensor(jumps, device=self.world.device)
 
     @property
     def finished(self) -> bool:
-        return self.stream.index >= self.length
+        return self.index >= len(self.chunks)
 
-    def starts(self, chunk: Chunk) -> Tensor:
-        """The position (B,) at which each stream believes the chunk to start."""
-        return chunk.start + (self.jumps if chunk.start else torch.zeros_like(self.jumps))
+    def next(self) -> tuple[Chunk, Tensor]:
+        """The next chunk, and the position (B,) at which each stream believes it to start."""
+        chunk = self.chunks[self.index]
+        self.index += 1
+        chunk = replace(chunk, source=chunk.source.float(), target=chunk.target.float())
+        return chunk, chunk.start + (self.jumps if chunk.start else torch.zeros_like(self.jumps))
 
 
 def sample_times(count: int, device: torch.device) -> Tensor:
     """Times (count,) to train at."""
     uniform = torch.randint(1, 1001, (count,), device=device).float()
-    own = torch.tensor(SCHEDULE.timesteps, device=device)[torch.randint(len(SCHEDULE.timesteps), (count,), device=device)]
+    own = torch.tensor(SCHEDULE.timesteps, device=device)[
+        torch.randint(len(SCHEDULE.timesteps), (count,), device=device)
+    ]
     return torch.where(torch.rand(count, device=device) < SAMPLER_SHARE, own, uniform)
 
 
@@ -106,45 +115,40 @@ def weighted_error(guess: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
     return ((guess - truth).square() * weights).mean(dim=(1, 2, 3, 4))
 
 
-def flow_matching(editor: Editor, group: Group, book: PromptBook, weights: Tensor, copies: int) -> Tensor:
+def flow_matching(editor: Editor, group: Group, book: PromptBook, weights: Tensor) -> Tensor:
     """The loss of one more chunk of a group, whose clean target is appended to the group's memory."""
-    chunk, world = group.stream.next(), group.stream.world
-    prompt = editor.prompt(*book.draw(world.rng, chunk.keys))
-    rope = editor.rope(group.starts(chunk), chunk.source.shape[2])
-    past = group.memory.past()
-    target, source = (x.repeat(copies, 1, 1, 1, 1) for x in (chunk.target, chunk.source))
-    many = tuple(rows.repeat(copies, 1, 1, 1) for rows in rope)
-    time, noise = sample_times(len(target), world.device), torch.randn_like(target)
-    latent = noised(target, noise, time)
-    velocity, _ = editor.evaluate(latent, source, time, repeated_prompt(prompt, copies), many, repeated(past, copies))
-    group.memory.append(editor.write(chunk.target, chunk.source, prompt, rope, past))
+    chunk, starts = group.next()
+    source, target = chunk.source, chunk.target
+    prompt = editor.prompt(*book.draw(group.world.rng, chunk.keys))
+    rope, past = editor.rope(starts, source.shape[2]), group.memory.past()
+    time, noise = sample_times(len(target), target.device), torch.randn_like(target)
+    velocity, _ = editor.evaluate(noised(target, noise, time), source, time, prompt, rope, past)
+    group.memory.append(editor.write(target, source, prompt, rope, past))
     return weighted_error(velocity, noise - target, weights).mean()
 
 
 def train_dit(
-    world: World, vae: VAE, book: PromptBook, minutes: float, seed: int, batch: int = BATCH, copies: int = COPIES
+    world: World, vae: VAE, book: PromptBook, minutes: float, seed: int, batch: int = BATCH, size: int = POOL
 ) -> tuple[DiT, TextEncoder, list[dict[str, float]]]:
     """A DiT and a text encoder trained together, and the training curve."""
-    editor = new_editor(seed).to(world.device)
-    weights = channel_weights(vae, world)
-    optimizer = Optimizer([editor], muon=0.01, adam=2e-3, excluded=EXCLUDED)
-    average, clock, curve = Average([editor], 0.998), Clock(minutes), []
-    groups = [Group(world, vae, batch, LENGTH) for _ in range(GROUPS)]
-    step = 0
+    editor, clock = new_editor(seed).to(world.device), Clock(minutes)
+    weights, pool = channel_weights(vae, world), PairPool(world, vae, size, LENGTH, batch, SWITCH)
+    optimizer = Optimizer([editor], muon=0.015, adam=2e-3, excluded=EXCLUDED)
+    average, curve = Average([editor], 0.998), Curve(clock, 50)
+    groups = [Group(pool, batch) for _ in range(GROUPS)]
     while clock.progress < 1:
-        turn = step % GROUPS
+        turn = curve.step % GROUPS
         group = groups[turn]
         # Two chunks at a time, so that what the first one writes is trained for the second one to read.
-        loss = sum(flow_matching(editor, group, book, weights, copies) for _ in range(2)) / 2
+        loss = sum(flow_matching(editor, group, book, weights) for _ in range(2)) / 2
         loss.backward()
         group.memory.cut()
         norm = optimizer.step(clock.rate)
         average.update()
+        curve.add(loss=loss, norm=norm)
         if group.finished:
-            groups[turn] = Group(world, vae, batch, LENGTH)
-        step += 1
-        if step % 20 == 0:
-            curve.append({"step": step, "progress": clock.progress, "loss": float(loss.detach()), "norm": float(norm)})
-            print(curve[-1], flush=True)
+            groups[turn] = Group(pool, batch)
+        if curve.step % REFRESH == 0:
+            pool.refresh()
     average.store()
-    return editor.dit, editor.text, curve
+    return editor.dit, editor.text, curve.points

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
+
 from sana_export.caches import Prompt
 from sana_export.pixels import pixels_to_uint8, uint8_to_pixels
 from sana_export.vae import VAE
-from torch import Tensor
-
 from train_tiny.edits import styled
 from train_tiny.model import MODEL
 from train_tiny.pictures import coloured_noise, gradients
@@ -103,7 +103,9 @@ def held_out_world(clip: Tensor, seed: int = WORLD_SEED) -> World:
     torch.manual_seed(seed)
     frames = clip[:: max(1, len(clip) // 16)].permute(0, 3, 1, 2).float() / 255
     large = torch.nn.functional.interpolate(frames, (288, 512), mode="bicubic").clamp(0, 1)
-    bank = torch.cat([large[:2], large, coloured_noise(8, clip.device).clamp(0, 1), gradients(8, clip.device).clamp(0, 1)])
+    bank = torch.cat(
+        [large[:2], large, coloured_noise(8, clip.device).clamp(0, 1), gradients(8, clip.device).clamp(0, 1)]
+    )
     world = World(bank.half(), seed, MODEL.geometry)
     world.leaves = 0
     return world
@@ -173,21 +175,25 @@ class Judge:
     def table(self, real: bool) -> list[dict[str, float | str]]:
         """One row per edit: PSNR of source, edit and wrongly prompted edit against the truth, and the border ratio."""
         world = held_out_world(self.clip)
-        rows: list[dict[str, float | str]] = []
-        families = [*STYLES, KEEP] if real else [*STYLES, KEEP, *OBJECT_FAMILIES]
-        for name in families:
-            count = 1 if real else PER_KEY
-            keys = object_keys(name, world.rng, 2 * count) if name in OBJECT_FAMILIES else [name] * count
-            pair = real_pair(self.clip, keys) if real else scene_pair(world, keys)
-            right = score(self.editor, self.vae, pair, self.prompt(keys), CHUNKS)
-            other = score(self.editor, self.vae, pair, self.prompt(wrong(keys, world.rng)), CHUNKS)
-            psnr = {kind: float(decibels(right[kind].mean(1)).mean()) for kind in ("source", "edited")}
-            rows.append(
-                {"edit": name, **psnr, "gain": psnr["edited"] - psnr["source"], "border": border_ratio(right["change"])}
-                | {"wrong": float(decibels(other["edited"].mean(1)).mean())}
-            )
-            print(rows[-1], flush=True)
+        count = 1 if real else PER_KEY
+        keys = [name for name in (*STYLES, KEEP) for _ in range(count)]
+        if not real:
+            keys += [key for name in OBJECT_FAMILIES for key in object_keys(name, world.rng, 2 * count)]
+        pair = real_pair(self.clip, keys) if real else scene_pair(world, keys)
+        right = score(self.editor, self.vae, pair, self.prompt(keys), CHUNKS)
+        other = score(self.editor, self.vae, pair, self.prompt(wrong(keys, world.rng)), CHUNKS)
+        names = [key.split("/")[0] for key in keys]
+        rows = [self.row(name, [i for i, n in enumerate(names) if n == name], right, other) for name in dict.fromkeys(names)]
+        for row in rows:
+            print({name: value if isinstance(value, str) else round(value, 2) for name, value in row.items()}, flush=True)
         return rows
+
+    @staticmethod
+    def row(name: str, streams: list[int], right: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, float | str]:
+        psnr = {kind: float(decibels(right[kind][streams].mean(1)).mean()) for kind in ("source", "edited")}
+        mistaken = float(decibels(other["edited"][streams].mean(1)).mean())
+        border = border_ratio(right["change"][streams])
+        return {"edit": name, **psnr, "gain": psnr["edited"] - psnr["source"], "wrong": mistaken, "border": border}
 
     def drift(self, forget: bool = False) -> list[float]:
         """PSNR of every chunk of long streams of all kinds of edits, averaged over streams."""
@@ -207,7 +213,9 @@ class Judge:
         bands = []
         for pair, keys in ((real_pair(self.clip, looks), looks), (scene_pair(world, objects), objects)):
             *_, last = play(self.editor, self.vae, pair, self.prompt(keys), 3)
-            bands += [torch.cat([x[i, -1] for x in (last.source, last.target, last.edited)], 1) for i in range(len(keys))]
+            bands += [
+                torch.cat([x[i, -1] for x in (last.source, last.target, last.edited)], 1) for i in range(len(keys))
+            ]
         half = (len(bands) + 1) // 2
         columns = [torch.cat(bands[:half]), torch.cat(bands[half:])]
         height = max(len(column) for column in columns)

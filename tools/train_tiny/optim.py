@@ -93,6 +93,21 @@ def is_matrix(parameter: nn.Parameter) -> bool:
     return parameter.ndim > 1 and min(parameter.flatten(1).shape) >= 16
 
 
+class Curve:
+    """Counts steps and keeps what is measured at every `period`-th of them, which is when the GPU is waited for."""
+
+    def __init__(self, clock: Clock, period: int) -> None:
+        self.clock, self.period, self.step = clock, period, 0
+        self.points: list[dict[str, float]] = []
+
+    def add(self, **values: Tensor) -> None:
+        self.step += 1
+        if self.step % self.period == 0:
+            numbers = {name: float(value.detach()) for name, value in values.items()}
+            self.points.append({"step": self.step, "progress": round(self.clock.progress, 4), **numbers})
+            print(self.points[-1], flush=True)
+
+
 class Average:
     """Exponential moving average of the weights of some modules, over about the last 1 / (1 - decay) steps."""
 

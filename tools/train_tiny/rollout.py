@@ -1,21 +1,18 @@
 """A DiT and its text encoder as training sees them: batches of streams at any positions, with caches that can be cut."""
 
-from collections.abc import Sequence
 from dataclasses import fields, replace
-from functools import partial
 
 import torch
-import torch.nn.functional as F
+from torch import Tensor, nn
+
 from sana_export import attention
 from sana_export.caches import Cache, KVCache, Prompt
 from sana_export.dit import DiT
 from sana_export.rope import Rope, RopeTable
 from sana_export.text import TextEncoder
-from sana_kernels.naive import gdn
+from sana_kernels.naive import State, gdn
 from sana_runtime.geometry import StreamGeometry
 from sana_runtime.schedule import TRAIN_TIMESTEPS, streaming_schedule
-from torch import Tensor, nn
-
 from train_tiny.model import mixed_precision
 
 SCHEDULE = streaming_schedule(4)
@@ -62,13 +59,6 @@ def mapped(cache: Cache, function) -> Cache:  # type: ignore[no-untyped-def]
     return replace(cache, **{field.name: function(getattr(cache, field.name)) for field in fields(cache)})
 
 
-def repeated(past: Sequence[Cache] | None, copies: int) -> list[Cache] | None:
-    """The caches of a batch, `copies` times one after the other."""
-    if past is None or copies == 1:
-        return None if past is None else list(past)
-    return [mapped(cache, lambda x: x.repeat(copies, *[1] * (x.ndim - 1))) for cache in past]
-
-
 class Editor(nn.Module):
     """DiT and text encoder, called with bf16 matrices except in the recurrence."""
 
@@ -107,41 +97,21 @@ class Editor(nn.Module):
         return self.evaluate(latent, source, latent.new_zeros(len(latent)), prompt, rope, past)[1]
 
 
-def train_fast(dit: DiT) -> None:
-    """Let the depthwise convolutions run as nine shifted products, whose gradients are far cheaper on a GPU."""
+def compile_blocks(dit: DiT) -> None:
+    """Fuse the many small operations of a block; every block of a kind shares one compilation per shape."""
+    torch._dynamo.config.recompile_limit = 64
     for block in dit.blocks:
-        block.mlp.depth_conv.forward = partial(shifted_products, block.mlp.depth_conv)
+        block.compile(dynamic=False)
 
 
-def shifted_products(conv: nn.Conv2d, images: Tensor) -> Tensor:
-    """What a 3x3 depthwise convolution with zero padding returns for images (N, C, H, W) stored channels last."""
-    rows, columns = images.shape[2:]
-    padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
-    return fused_shifts(padded, conv.weight.to(images.dtype), conv.bias.to(images.dtype), rows, columns).permute(0, 3, 1, 2)
-
-
-def shifts(padded: Tensor, weight: Tensor, bias: Tensor, rows: int, columns: int) -> Tensor:
-    """(N, H + 2, W + 2, C) and (C, 1, 3, 3) to (N, H, W, C)."""
-    total = bias.float()
-    for y in range(3):
-        for x in range(3):
-            total = total + padded[:, y : y + rows, x : x + columns].float() * weight[:, 0, y, x].float()
-    return total.to(padded.dtype)
-
-
-fused_shifts = torch.compile(shifts, dynamic=True)
-
-
-def keep_recurrence_precise(device: torch.device) -> None:
+def keep_recurrence_precise() -> None:
     """Let autocast skip the GDN recurrence, whose state would lose its small updates in bf16."""
-    attention.gdn = torch.autocast(device.type, enabled=False)(gdn)
+    attention.gdn = precise_gdn
 
 
-def repeated_prompt(prompt: Prompt, copies: int) -> Prompt:
-    if copies == 1:
-        return prompt
-    k, v = (tuple(x.repeat(copies, 1, 1, 1) for x in tensors) for tensors in (prompt.k, prompt.v))
-    return Prompt(k, v, prompt.bias.repeat(copies, 1, 1, 1))
+def precise_gdn(*operands: Tensor) -> tuple[Tensor, State]:
+    with torch.autocast(operands[0].device.type, enabled=False):
+        return gdn(*operands)
 
 
 def noised(clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
+
 from sana_export import dit_keys, vae_keys
 from sana_export.checkpoint import write_json
 from sana_export.dit import DiT
@@ -12,8 +14,6 @@ from sana_export.layout import CAUSAL_VAE, DIT_FOLDER, DIT_NAMES, TEXT_FOLDER
 from sana_export.tensor_files import read_tensors
 from sana_export.text import TextEncoder, gemma
 from sana_export.vae import VAE
-from torch import Tensor
-
 from train_tiny.model import MODEL
 
 DIT_FILE = Path(DIT_FOLDER) / f"{DIT_NAMES[True]}.safetensors"

@@ -144,3 +144,36 @@ class PairStream:
         source, target = latents.float().chunk(2)
         self.index += 1
         return Chunk(source, target, self.keys, chunk.start)
+
+
+class PairPool:
+    """Encoded streams of one length, replaced a batch at a time: rendering and encoding cost more than a training step."""
+
+    def __init__(self, world: World, vae: VAE, size: int, length: int, batch: int, switch: float) -> None:
+        self.world, self.vae, self.length, self.batch, self.switch = world, vae, length, batch, switch
+        self.batches = [self.record() for _ in range(size // batch)]
+        self.oldest = 0
+
+    def record(self) -> list[Chunk]:
+        stream = PairStream(self.world, self.vae, self.batch, self.switch)
+        return [stored(stream.next()) for _ in range(self.length)]
+
+    def refresh(self) -> None:
+        """Replace the oldest batch of streams."""
+        self.batches[self.oldest] = self.record()
+        self.oldest = (self.oldest + 1) % len(self.batches)
+
+    def draw(self, batch: int) -> list[Chunk]:
+        """The chunks of `batch` random streams of the pool, which may start as different scenes."""
+        rows = self.world.rng.integers(0, len(self.batches) * self.batch, batch)
+        where = [(int(row) // self.batch, int(row) % self.batch) for row in rows]
+        return [self.gather(index, where) for index in range(self.length)]
+
+    def gather(self, index: int, where: list[tuple[int, int]]) -> Chunk:
+        chunks = [(self.batches[group][index], row) for group, row in where]
+        source, target = (torch.stack([getattr(c, name)[row] for c, row in chunks]) for name in ("source", "target"))
+        return Chunk(source, target, [c.keys[row] for c, row in chunks], chunks[0][0].start)
+
+
+def stored(chunk: Chunk) -> Chunk:
+    return Chunk(chunk.source.bfloat16(), chunk.target.bfloat16(), chunk.keys, chunk.start)

@@ -1,25 +1,28 @@
 """Stage 1: the causal VAE, trained on whole clips, which equals chunk by chunk because every layer is causal."""
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor, nn
+
 from sana_export.pixels import pixels_to_uint8, uint8_to_pixels
 from sana_export.vae import VAE, State
 from sana_export.vae_keys import fill_vae
 from sana_runtime.geometry import StreamGeometry
-from torch import Tensor
-
-from train_tiny.model import MODEL, mixed_precision
-from train_tiny.optim import Average, Clock, Optimizer
+from train_tiny.model import MODEL
+from train_tiny.optim import Average, Clock, Curve, Optimizer
 from train_tiny.streams import ClipPool, World
 
 SHORT, LONG = 33, 57
 """Pixel frames of a training clip: a first chunk, and with the chunk after it."""
 
-BATCH = 16
+BATCH = 10
+PEAK = 2.0
 CROP = (96, 128)
 """Windows of the frame: smaller steps, and many more of them."""
 
 POOL = 384
-REFRESH = 6
+REFRESH = 10
 """Clips in the pool, and training steps between two renewals of some of them."""
 
 LATENT_NOISE = 0.08
@@ -40,30 +43,70 @@ def train_vae(
     world: World, minutes: float, seed: int, batch: int = BATCH, pool: int = POOL
 ) -> tuple[VAE, list[dict[str, float]]]:
     """A VAE with its latent statistics, and the training curve."""
-    vae, clips = new_vae(seed, world.device), ClipPool(world, pool, LONG)
-    optimizer = Optimizer([vae], muon=0.01, adam=2e-3, excluded=("encoder.conv_in", "decoder.conv_out"))
-    average, clock, curve = Average([vae], 0.998), Clock(minutes), []
-    step = 0
+    vae, clock = new_vae(seed, world.device), Clock(minutes)
+    clips = ClipPool(world, pool, LONG)
+    optimizer = Optimizer([vae], muon=0.025, adam=2e-3, excluded=("encoder.conv_in", "decoder.conv_out"))
+    average, curve = Average([vae], 0.998), Curve(clock, 250)
+    shapes = [(batch, SHORT)] * 3 + [(batch // 2, LONG)]
+    steps = {shape: gradient_step(vae, clips.draw(*shape, CROP)) for shape in dict.fromkeys(shapes)}
     while clock.progress < 1:
-        if step % REFRESH == 0:
+        shape = shapes[curve.step % len(shapes)]
+        error = steps[shape](clips.draw(*shape, CROP))
+        norm = optimizer.step(clock.rate)
+        average.update()
+        curve.add(psnr=10 * torch.log10(PEAK**2 / error), norm=norm)
+        if curve.step % REFRESH == 0:
             clips.refresh()
-        video = clips.draw(batch, SHORT, CROP) if step % 4 else clips.draw(batch // 2, LONG, CROP)
-        with mixed_precision(world.device):
+    average.store()
+    measure_statistics(vae, world)
+    return vae.eval(), curve.points
+
+
+def gradient_step(vae: VAE, example: Tensor) -> Callable[[Tensor], Tensor]:
+    """A function from clips to their mean squared error that leaves gradients behind; one CUDA graph, on a GPU."""
+
+    def compute(video: Tensor) -> Tensor:
+        with torch.autocast(video.device.type, torch.bfloat16, enabled=video.is_cuda, cache_enabled=False):
             latent, _ = vae.encoder(video)
             noisy, spread = perturbed(latent.float())
             shown, _ = vae.decoder(noisy)
         error = (shown.float() - video).square().mean(dim=(1, 2, 3, 4))
-        loss = torch.log(error + FLOOR).mean() + 0.01 * spread
-        loss.backward()
-        norm = optimizer.step(clock.rate)
-        average.update()
-        step += 1
-        if step % 100 == 0:
-            curve.append({"step": step, "progress": clock.progress, "psnr": decibels(error.detach().mean()), "norm": float(norm)})
-            print(curve[-1], flush=True)
-    average.store()
-    measure_statistics(vae, world)
-    return vae.eval(), curve
+        (torch.log(error + FLOOR).mean() + 0.01 * spread).backward()
+        return error.detach().mean()
+
+    return graphed(compute, example, list(vae.parameters())) if example.is_cuda else compute
+
+
+def graphed(
+    compute: Callable[[Tensor], Tensor], example: Tensor, parameters: list[nn.Parameter]
+) -> Callable[[Tensor], Tensor]:
+    """`compute` as a CUDA graph: its thousand small kernels take longer to launch than to run."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            compute(example)
+            clear(parameters)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        error = compute(example)
+    gradients = [parameter.grad for parameter in parameters]
+    clear(parameters)
+
+    def replay(video: Tensor) -> Tensor:
+        example.copy_(video)
+        graph.replay()
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        return error
+
+    return replay
+
+
+def clear(parameters: list[nn.Parameter]) -> None:
+    for parameter in parameters:
+        parameter.grad = None
 
 
 def perturbed(latent: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,11 +126,6 @@ def measure_statistics(vae: VAE, world: World) -> None:
     for part in (vae.encoder, vae.decoder):
         part.latents_mean.copy_(latents.mean(dim=(0, 2, 3, 4)))
         part.latents_std.copy_(latents.std(dim=(0, 2, 3, 4)))
-
-
-def decibels(squared_error: Tensor | float, peak: float = 2.0) -> float:
-    """PSNR of a mean squared error; pixels from -1 to 1 have a peak of 2."""
-    return float(10 * torch.log10(peak**2 / torch.as_tensor(squared_error)))
 
 
 @torch.no_grad()
