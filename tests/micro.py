@@ -40,7 +40,7 @@ MICRO = replace(
 
 def micro_plan(output: Path, streams: int = 3) -> Plan:
     checkpoint = resolve("random:0", MICRO)
-    return Plan(MICRO, checkpoint, TARGETS["cpu"], "fp32", output, streams, threads=1)
+    return Plan(MICRO, checkpoint, TARGETS["cpu"], "fp32", output, streams)
 
 
 def build_micro(output: Path, streams: int = 3) -> Manifest:

@@ -1,6 +1,9 @@
 """The whole product on the smallest model: built, served by the real Triton server, streamed through the client."""
 
 import asyncio
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,3 +90,19 @@ def test_memory_is_flat_over_many_streams(server: TritonServer) -> None:
     for _ in range(50):
         asyncio.run(served(server.grpc_url, work))
     assert memory(server) - before < 10
+
+
+def test_a_client_killed_in_mid_stream_leaves_the_server_usable(
+    server: TritonServer, clip: Path, tmp_path: Path
+) -> None:
+    command = [str(Path(sys.executable).with_name("sana-stream")), str(clip), "--prompt", RED]
+    output = tmp_path / "killed.mp4"
+    with subprocess.Popen([*command, "--output", str(output), "--url", server.grpc_url]) as client:
+        while not output.exists() or not output.stat().st_size:
+            assert client.poll() is None, "the client ended before it could be killed"
+            time.sleep(0.01)
+        client.kill()
+    works = [pieces(bars(seed), [RED] * 5) for seed in (1, 2)]
+    solo = [asyncio.run(served(server.grpc_url, work)) for work in works]
+    together = served_together(server.grpc_url, works)
+    np.testing.assert_array_equal(np.concatenate(solo[1]), np.concatenate(together[1]))

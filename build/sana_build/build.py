@@ -104,7 +104,7 @@ def _build_engine(plan: Plan, graph: "Graph", staging: Path) -> BuiltEngine:
     started = time.monotonic()
     relative = Path(graph.stage) / "1" / f"{graph.variant}.onnx"
     export(graph, staging / relative)
-    engine = load_engine(plan.target.backend, staging / relative, plan.threads)
+    engine = load_engine(plan.target.backend, staging / relative)
     tensors = describe(engine.inputs), describe(engine.outputs)
     entry = EngineEntry(str(relative), plan.target.backend, *tensors, measure(graph, engine))
     size = sum(file.stat().st_size for file in (staging / relative).parent.glob(f"{relative.name}*"))
@@ -125,7 +125,6 @@ def _manifest(plan: Plan, built: list[BuiltEngine]) -> Manifest:
         steps=plan.model.stream.steps,
         streams=plan.streams,
         idle_seconds=IDLE_SECONDS,
-        threads=plan.threads,
         engines=engines,
         versions={name: version(name) for name in VERSIONED},
         config=_config(plan),

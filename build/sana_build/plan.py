@@ -1,6 +1,5 @@
 """The resolved plan of a build: every choice made and checked before any work starts."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +35,6 @@ class Plan:
     policy: str
     output: Path
     streams: int
-    threads: int
 
     def table(self) -> "Table":
         """The plan as a two-column table for a person."""
@@ -80,7 +78,7 @@ def resolve(model: str, checkpoint: str | None, gpu: str, policy: str | None, ou
         raise ConfigError(f"--streams is {streams}: the server needs room for at least one stream")
     check_output(output)
     resolved = resolve_checkpoint(checkpoint or config.checkpoint, config)
-    return Plan(config, resolved, target, chosen, output, streams, threads=os.cpu_count() or 1)
+    return Plan(config, resolved, target, chosen, output, streams)
 
 
 def check_output(output: Path) -> None:

@@ -1,5 +1,6 @@
 """Engines: a compiled stage variant as a function from named tensors to named tensors."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ def check_feeds(specs: tuple[TensorSpec, ...], feeds: Mapping[str, np.ndarray]) 
 
 
 class OnnxRuntimeEngine:
-    """An ONNX file on the onnxruntime CPU provider."""
+    """An ONNX file on the onnxruntime CPU provider, on every core the process may use."""
 
     DTYPES = {  # noqa: RUF012
         "tensor(float)": "float32",
@@ -70,11 +71,11 @@ class OnnxRuntimeEngine:
         "tensor(int32)": "int32",
     }
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path) -> None:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = len(os.sched_getaffinity(0))
         # Three stages share the cores: a pool that spins while it waits would slow the other two.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
@@ -94,9 +95,9 @@ class OnnxRuntimeEngine:
         return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
 
 
-ENGINES: dict[str, Callable[[Path, int], Engine]] = {"onnxruntime": OnnxRuntimeEngine}
+ENGINES: dict[str, Callable[[Path], Engine]] = {"onnxruntime": OnnxRuntimeEngine}
 
 
-def load_engine(backend: str, path: Path, threads: int) -> Engine:
+def load_engine(backend: str, path: Path) -> Engine:
     """Load an engine file with the named backend; the error lists the backends there are."""
-    return choose("engine backend", backend, ENGINES)(path, threads)
+    return choose("engine backend", backend, ENGINES)(path)

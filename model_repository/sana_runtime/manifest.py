@@ -41,7 +41,6 @@ class Manifest:
     steps: int
     streams: int
     idle_seconds: float
-    threads: int
     engines: dict[str, dict[str, EngineEntry]]
     versions: dict[str, str]
     config: dict[str, Any] = field(default_factory=dict)

@@ -45,13 +45,13 @@ def load_stage(name: str, repository: Path, version: str) -> Stage:
     if name not in manifest.engines:
         raise RepositoryError(f"the manifest of {repository} lists no engine for {name}: build the repository again")
     entries = manifest.engines[name].items()
-    engines = {variant: _load(repository, entry, manifest.threads) for variant, entry in entries}
+    engines = {variant: _load(repository, entry) for variant, entry in entries}
     return make(engines, manifest, repository / name / version)
 
 
-def _load(repository: Path, entry: EngineEntry, threads: int) -> Engine:
+def _load(repository: Path, entry: EngineEntry) -> Engine:
     """The engine of `entry`; raises RepositoryError if its tensors are not the ones it was built with."""
-    engine = load_engine(entry.backend, repository / entry.path, threads)
+    engine = load_engine(entry.backend, repository / entry.path)
     if describe(engine.inputs) != entry.inputs or describe(engine.outputs) != entry.outputs:
         raise RepositoryError(f"the tensors of {repository / entry.path} are not those of the manifest: build it again")
     return engine

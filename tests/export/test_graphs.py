@@ -44,7 +44,7 @@ class TorchEngine:
 def manifest(model: ModelConfig) -> Manifest:
     text = {"tokens": model.dit.text_tokens, "width": model.dit.caption_width}
     return Manifest(
-        "micro", "cpu", "fp32", "", "", model.geometry, 4, 2, 60.0, 1, engines={}, versions={}, config={"text": text}
+        "micro", "cpu", "fp32", "", "", model.geometry, 4, 2, 60.0, engines={}, versions={}, config={"text": text}
     )
 
 
@@ -96,7 +96,7 @@ def test_an_exported_file_holds_no_trace_of_the_building_machine(tmp_path: Path)
     dit = resolve("random:0", MICRO).load_dit(MICRO.dit)
     graph = next(graphs.denoiser_graphs(dit, MICRO, TEXT, MASK))
     export(graph, tmp_path / "prompt.onnx")
-    engine = load_engine("onnxruntime", tmp_path / "prompt.onnx", threads=1)
+    engine = load_engine("onnxruntime", tmp_path / "prompt.onnx")
     assert max(measure(graph, engine).values()) < 1e-5
     assert str(Path(graphs.__file__).parent).encode() not in (tmp_path / "prompt.onnx").read_bytes()
     assert ir.load(tmp_path / "prompt.onnx").opset_imports[""] == 23
@@ -109,4 +109,4 @@ def test_an_engine_that_is_off_is_refused(tmp_path: Path) -> None:
     with torch.no_grad():
         dit.blocks[1].cross_attn.kv_linear.bias += 0.1
     with pytest.raises(BuildError, match=r"denoiser/prompt: output block01\.text_"):
-        measure(graph, load_engine("onnxruntime", tmp_path / "prompt.onnx", threads=1))
+        measure(graph, load_engine("onnxruntime", tmp_path / "prompt.onnx"))

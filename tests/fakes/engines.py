@@ -23,7 +23,6 @@ MANIFEST = Manifest(
     steps=2,
     streams=2,
     idle_seconds=60.0,
-    threads=1,
     engines={},
     versions={},
     config={"text": {"tokens": TOKENS, "width": WIDTH}},

@@ -269,7 +269,7 @@ def write_fake_repository(path: Path, streams: int = 2, chunks: int = 8, idle_se
         file = path / stage / "1" / f"{variant}.onnx"
         file.parent.mkdir(parents=True, exist_ok=True)
         onnx.save(dotted(parser.parse_model(graph)), file)
-        engine = load_engine("onnxruntime", file, threads=1)
+        engine = load_engine("onnxruntime", file)
         tensors = describe(engine.inputs), describe(engine.outputs)
         relative = str(file.relative_to(path))
         engines.setdefault(stage, {})[variant] = EngineEntry(relative, "onnxruntime", *tensors, error={})
@@ -290,7 +290,6 @@ def fake_manifest(
         steps=4,
         streams=streams,
         idle_seconds=idle_seconds,
-        threads=1,
         engines=engines,
         versions={},
         config={"text": {"tokens": TOKENS, "width": WIDTH, "chi": CHI}},
