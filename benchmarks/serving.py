@@ -24,7 +24,7 @@ from rich.table import Table
 from sana_build.bundle import SERVER_VERSION
 from sana_build.plan import STAGES
 from sana_build.server import Ports, TritonServer
-from sana_client.pipeline import edit
+from sana_client.pipeline import Piece, edit
 from sana_client.session import Limits, connect
 from sana_client.stats import between, stage_times
 from sana_client.video import VideoReader
@@ -41,14 +41,6 @@ CHUNKS = 40
 PROMPT = "Turn the scene into a warm watercolor painting"
 SKIPPED = 3
 """Chunks left out of every median: the first has another shape, the next ones fill the window."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    index: int
-    frames: np.ndarray
-    prompt: str
-    last: bool
 
 
 @dataclass(frozen=True)

@@ -2,23 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from sana_client.pipeline import edit
+from sana_client.pipeline import Piece, edit
 from sana_client.session import Limits, connect
 from sana_export.pipeline import OfflinePipeline
 from sana_runtime.geometry import StreamGeometry
-
-
-@dataclass(frozen=True)
-class Piece:
-    index: int
-    frames: np.ndarray
-    prompt: str
-    last: bool
 
 
 def moving_bars(geometry: StreamGeometry, chunks: int, seed: int) -> list[np.ndarray]:

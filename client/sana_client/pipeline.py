@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from sana_client.session import Edited, Session
 
 
-class Piece(Protocol):
+class Outgoing(Protocol):
     """What is sent for one chunk: `index` counts from 0 in each sequence, `frames` are uint8 (F, H, W, 3)."""
 
     @property
@@ -22,7 +23,17 @@ class Piece(Protocol):
     def last(self) -> bool: ...
 
 
-P = TypeVar("P", bound=Piece)
+@dataclass(frozen=True)
+class Piece:
+    """A chunk to send that is nothing more than that."""
+
+    index: int
+    frames: np.ndarray
+    prompt: str
+    last: bool
+
+
+P = TypeVar("P", bound=Outgoing)
 
 
 async def edit(session: Session, pieces: AsyncIterator[P]) -> AsyncIterator[tuple[P, Edited]]:
