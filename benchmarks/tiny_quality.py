@@ -1,4 +1,4 @@
-"""What the tiny checkpoint is worth through the real server, on held-out video whose true edits are computed: `make quality`.
+"""What the tiny checkpoint is worth through the real server, on held-out video with computed edits: `make quality`.
 
 Streams every kind of edit with an instruction that was not trained on, and with a wrong one, then long streams, and
 writes benchmarks/results/tiny_quality.json and docs/tiny-edits.jpg.
@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
+
 from sana_build.server import Ports, TritonServer
 from sana_client.pipeline import Piece, edit
 from sana_client.session import Session, connect

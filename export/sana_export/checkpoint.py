@@ -15,7 +15,7 @@ from torch import Tensor
 from sana_export import dit_keys, vae_keys
 from sana_export.configs import DiTConfig, ModelConfig, VAEConfig
 from sana_export.dit import DiT
-from sana_export.layout import RANDOM, Parts, find_parts
+from sana_export.layout import RANDOM, SHIPPED, Parts, find_parts, shipped
 from sana_export.random_weights import fill_dit
 from sana_export.tensor_files import check_tensors, read_tensors
 from sana_export.text import TextEncoder, fill_gemma, gemma
@@ -53,10 +53,13 @@ class Checkpoint(Protocol):
 
 
 def resolve(spec: str, model: ModelConfig) -> Checkpoint:
-    """Find the parts of `spec`: a transformer file, a folder in the released layout, a hub id, or `random:SEED`.
+    """Find the parts of `spec`: a transformer file, a folder in the released layout, a hub id, `random:SEED`, or
+    `shipped:NAME` for weights that came with this package.
 
     Raises CheckpointError naming the part that is not there and where it was looked for.
     """
+    if spec.startswith(SHIPPED):
+        return FileCheckpoint(spec, find_parts(str(shipped(spec.removeprefix(SHIPPED))), model))
     if not spec.startswith(RANDOM):
         return FileCheckpoint(spec, find_parts(spec, model))
     seed = spec.removeprefix(RANDOM)

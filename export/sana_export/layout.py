@@ -10,6 +10,7 @@ from sana_export.tensor_files import INDEX, READERS
 from sana_runtime.errors import CheckpointError
 
 RANDOM = "random:"
+SHIPPED = "shipped:"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 DIT_FOLDER = "dit"
@@ -65,6 +66,15 @@ def find_parts(spec: str, model: ModelConfig) -> Parts:
     vae = find_vae(root, model) or find_vae(download(model.vae_repository, VAE_PATTERNS), model)
     text = find_text(root) or download(model.text_repository, TEXT_PATTERNS)
     return assemble(find_dit(root, model), vae, text, root, model)
+
+
+def shipped(name: str) -> Path:
+    """The folder of weights that came with this package; raises CheckpointError listing the names there are."""
+    root = Path(__file__).parent / "checkpoints"
+    names = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    if name not in names:
+        raise CheckpointError(f"no weights called {name!r} came with sana-build: it has {', '.join(names) or 'none'}")
+    return root / name
 
 
 def assemble(dit: Path, vae: Path | None, text: Path | None, root: Path, model: ModelConfig) -> Parts:

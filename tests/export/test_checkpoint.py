@@ -351,3 +351,8 @@ def test_production_transformer_has_the_released_size() -> None:
         live = [shape for key, shape in shapes.items() if key not in dit_keys.OPTIONAL]
         totals[model.name] = sum(torch.Size(shape).numel() for shape in live)
     assert totals == {"sana-streaming": 2_259_529_648, "sana-streaming-bidirectional": 2_159_177_648}
+
+
+def test_weights_that_did_not_come_with_the_package_are_named() -> None:
+    with pytest.raises(CheckpointError, match="no weights called 'huge' came with sana-build"):
+        resolve("shipped:huge", MICRO)
