@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 # Carrier of the real Triton server (2.51.0, release 24.10). Its Python dependencies are not needed and pin numpy below 2.
 TRITON_SERVER := nvidia-pytriton==0.7.0
 
-.PHONY: help setup demo test style types bench clean
+.PHONY: help setup demo test style types bench quality clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -39,6 +39,9 @@ types: setup ## check types
 
 bench: setup ## measure the served pipeline against its stages
 	$(BIN)/python benchmarks/serving.py
+
+quality: setup ## measure the edits of the tiny checkpoint through the server
+	$(BIN)/python benchmarks/tiny_quality.py
 
 clean: ## remove what the other targets made
 	rm -rf out $(VENV) .pytest_cache .mypy_cache .ruff_cache

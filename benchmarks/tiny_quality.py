@@ -23,6 +23,8 @@ from sana_client.session import Session, connect
 from sana_client.video import VideoReader
 from sana_runtime.geometry import StreamGeometry
 from sana_runtime.manifest import Manifest
+from sana_runtime.stages import Request
+from sana_runtime.triton_backend import load_stage
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -56,7 +58,8 @@ def main() -> None:
     with TritonServer(REPOSITORY, Ports.free(), Path("out/quality-server.log")) as server:
         rows, bands = edits(server.grpc_url, manifest.geometry, clip)
         drift = long_streams(server.grpc_url, manifest.geometry, clip)
-    figures = {"checkpoint": manifest.checkpoint, "chunks": CHUNKS, "edits": rows, "long": drift}
+    vae = reconstruction(manifest.geometry, clip.numpy())
+    figures = {"checkpoint": manifest.checkpoint, "chunks": CHUNKS, "vae": vae, "edits": rows, "long": drift}
     RESULTS.write_text(json.dumps(figures, indent=1) + "\n")
     Image.fromarray(np.concatenate(bands)).save(SHEET, quality=88)
     console.print(f"wrote {RESULTS.relative_to(ROOT)} and {SHEET.relative_to(ROOT)}")
@@ -64,6 +67,18 @@ def main() -> None:
 
 def clip_frames(geometry: StreamGeometry) -> list[np.ndarray]:
     return [frame.pixels for frame in VideoReader(str(CLIP)).frames(geometry.height, geometry.width)]
+
+
+def reconstruction(geometry: StreamGeometry, clip: np.ndarray) -> float:
+    """PSNR of the clip through the built VAE engines alone, chunk by chunk."""
+    encoder, decoder = (load_stage(name, REPOSITORY, "1") for name in ("vae_encoder", "vae_decoder"))
+    chunks = [chunk for chunk in cut(clip, geometry) if len(chunk) in (geometry.first_frames, geometry.steady_frames)]
+    shown = []
+    for index, frames in enumerate(chunks):
+        asked = {"parameters": {"chunk": index}, "correlation": "1", "start": index == 0}
+        latent = encoder.run(Request({"frames": frames[None]}, **asked))["source"]
+        shown.append(decoder.run(Request({"latent": latent}, **asked))["edited"][0].copy())
+    return psnr(np.concatenate(shown), np.concatenate(chunks))
 
 
 def edits(url: str, geometry: StreamGeometry, clip: torch.Tensor) -> tuple[list[dict], list[np.ndarray]]:
