@@ -7,6 +7,12 @@ TORCH ?= torch==2.13.0
 # Carrier of the real Triton server (2.51.0, release 24.10). Its Python dependencies are not needed and pin numpy below 2.
 TRITON_SERVER := nvidia-pytriton==0.7.0
 
+# Debian and Ubuntu leave two parts of Python out: what makes a venv, and the shared library that the server's
+# Python process is linked to.
+APT := $(if $(filter 0,$(shell id -u)),,sudo) apt-get install --yes
+VERSION = $$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+HAS_LIBPYTHON = $(BIN)/python -c 'from sana_build.bundle import find_libpython; find_libpython()' 2>/dev/null
+
 .PHONY: help setup demo test style types bench quality clean
 .DEFAULT_GOAL := help
 
@@ -17,10 +23,12 @@ setup: $(STAMP) ## create .venv and install everything, the bundled Triton serve
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("sana-build needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -c 'import ensurepip' 2>/dev/null || $(APT) python$(VERSION)-venv
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet --no-deps $(TRITON_SERVER)
 	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(HAS_LIBPYTHON) || $(APT) libpython$(VERSION)
 	@touch $@
 
 demo: setup ## compile the tiny model, serve it, edit the shipped clip: see out/
