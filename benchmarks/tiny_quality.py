@@ -20,7 +20,6 @@ from rich.progress import track
 from sana_build.server import Ports, TritonServer
 from sana_client.pipeline import Piece, edit
 from sana_client.session import Session, connect
-from sana_client.video import VideoReader
 from sana_runtime.geometry import StreamGeometry
 from sana_runtime.manifest import Manifest
 from sana_runtime.stages import Request
@@ -29,6 +28,7 @@ from sana_runtime.triton_backend import load_stage
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
+from train_tiny.collect import held_out_clip  # noqa: E402
 from train_tiny.evaluate import (  # noqa: E402
     OBJECT_FAMILIES,
     Pair,
@@ -54,7 +54,7 @@ SEED = 30_000
 def main() -> None:
     console = Console()
     manifest = Manifest.read(REPOSITORY)
-    clip = torch.from_numpy(np.stack(list(clip_frames(manifest.geometry))))
+    clip = torch.from_numpy(held_out_clip(CLIP))
     with TritonServer(REPOSITORY, Ports.free(), Path("out/quality-server.log")) as server:
         rows, bands = edits(server.grpc_url, manifest.geometry, clip)
         drift = long_streams(server.grpc_url, manifest.geometry, clip)
@@ -63,10 +63,6 @@ def main() -> None:
     RESULTS.write_text(json.dumps(figures, indent=1) + "\n")
     Image.fromarray(np.concatenate(bands)).save(SHEET, quality=88)
     console.print(f"wrote {RESULTS.relative_to(ROOT)} and {SHEET.relative_to(ROOT)}")
-
-
-def clip_frames(geometry: StreamGeometry) -> list[np.ndarray]:
-    return [frame.pixels for frame in VideoReader(str(CLIP)).frames(geometry.height, geometry.width)]
 
 
 def reconstruction(geometry: StreamGeometry, clip: np.ndarray) -> float:
