@@ -6,10 +6,11 @@ from pathlib import Path
 from rich.console import Console
 
 from sana_build.build import build
+from sana_build.gpus import GPUS
 from sana_build.plan import Plan
-from sana_build.targets import TARGETS
 from sana_export.checkpoint import resolve
 from sana_export.configs import TINY, DiTConfig, VAEConfig
+from sana_quant.policy import load_policy
 from sana_runtime.manifest import Manifest
 
 MICRO = replace(
@@ -40,7 +41,7 @@ MICRO = replace(
 
 def micro_plan(output: Path, streams: int = 3) -> Plan:
     checkpoint = resolve("random:0", MICRO)
-    return Plan(MICRO, checkpoint, TARGETS["cpu"], "fp32", output, streams)
+    return Plan(MICRO, checkpoint, GPUS["cpu"], load_policy("fp32", MICRO.dit.depth), output, streams)
 
 
 def build_micro(output: Path, streams: int = 3) -> Manifest:

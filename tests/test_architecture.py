@@ -11,6 +11,7 @@ SOURCES = {
     "sana_client": ROOT / "client",
     "sana_runtime": ROOT / "model_repository",
     "sana_kernels": ROOT / "kernels",
+    "sana_quant": ROOT / "quant",
     "sana_export": ROOT / "export",
     "sana_build": ROOT / "build",
 }
@@ -19,8 +20,9 @@ MAY_IMPORT = {
     "sana_client": set(),
     "sana_runtime": set(),
     "sana_kernels": set(),
-    "sana_export": {"sana_runtime", "sana_kernels"},
-    "sana_build": {"sana_client", "sana_runtime", "sana_kernels", "sana_export"},
+    "sana_quant": {"sana_runtime"},
+    "sana_export": {"sana_runtime", "sana_kernels", "sana_quant"},
+    "sana_build": {"sana_client", "sana_runtime", "sana_kernels", "sana_quant", "sana_export"},
 }
 
 FILES = [(name, path) for name, root in SOURCES.items() for path in sorted((root / name).rglob("*.py"))]

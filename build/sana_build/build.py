@@ -118,7 +118,7 @@ def _manifest(plan: Plan, built: list[BuiltEngine]) -> Manifest:
     return Manifest(
         model=plan.model.name,
         gpu=plan.target.name,
-        policy=plan.policy,
+        policy=plan.policy.name,
         checkpoint=plan.checkpoint.describe(),
         weights=plan.checkpoint.identity(),
         geometry=plan.model.geometry,

@@ -1,5 +1,6 @@
 """`sana-build`: parse, resolve, then call one plain function. Heavy imports wait until a command needs them."""
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -56,6 +57,31 @@ def root(
     plan = resolve(model, checkpoint, gpu, policy, output, streams)
     console.print(plan.table())
     build(plan, console)
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Option(help="Named model, for example sana-streaming.")],
+    gpu: Annotated[str, typer.Option(help="Card, or rtx for all RTX cards.")] = "cpu",
+    policy: Annotated[
+        str | None, typer.Option(help="Policy by name, or a .toml file. \\[default: the target's own]")
+    ] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="Check that these weights fit the model.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Print what a precision policy makes of a model on a card: cost, roofline, engines. Builds nothing.
+
+    sana-build plan --model sana-streaming --policy mpq --gpu rtx5090
+    """
+    from sana_build.plan_report import plan_report
+
+    report = plan_report(model, policy, gpu, checkpoint)
+    if as_json:
+        print(json.dumps(report, indent=1))
+    else:
+        from sana_build.plan_tables import render
+
+        render(report, _console())
 
 
 @app.command()

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sana_build.targets import POLICIES, TARGETS, Target
+from sana_build.gpus import Gpu, choose_gpu, choose_policy
+from sana_quant.policy import Policy
 from sana_runtime.errors import ConfigError, choose
 from sana_runtime.manifest import MANIFEST
 
@@ -31,8 +32,8 @@ class Plan:
 
     model: "ModelConfig"
     checkpoint: "Checkpoint"
-    target: Target
-    policy: str
+    target: Gpu
+    policy: Policy
     output: Path
     streams: int
 
@@ -46,7 +47,7 @@ class Plan:
             "model": self.model.name,
             "checkpoint": self.checkpoint.describe(),
             "target": f"{self.target.name} ({self.target.title})",
-            "policy": f"{self.policy} ({POLICIES[self.policy]})",
+            "policy": f"{self.policy.name} ({self.policy.title})",
             "frames": f"{model.width}x{model.height}, {chunks}",
             "sampler": f"{self.model.stream.steps} steps, window of {self.model.stream.window} chunks with sink",
             "streams": f"{self.streams} at once, each up to {geometry.max_chunks} chunks",
@@ -61,24 +62,33 @@ class Plan:
 
 def resolve(model: str, checkpoint: str | None, gpu: str, policy: str | None, output: Path, streams: int) -> Plan:
     """Check every name and path; raises ConfigError or CheckpointError with the names there are."""
-    from sana_export.checkpoint import resolve as resolve_checkpoint
-    from sana_export.configs import MODELS
-
-    config = choose("--model", model, MODELS)
-    if not config.dit.streaming:
+    config = streaming_model(model)
+    target = choose_gpu(gpu)
+    chosen = choose_policy(target, policy, config.dit.depth)
+    if not target.buildable:
         raise ConfigError(
-            f"--model {model} edits whole clips and cannot stream: it is for `verify` and offline use only"
+            f"this version builds engines for --gpu cpu only, for {gpu} it can only plan: "
+            f"run `sana-build plan --model {model} --gpu {gpu} --policy {policy or chosen.name}`"
         )
-    target = choose("--gpu", gpu, TARGETS)
-    chosen = policy or target.policies[0]
-    choose("--policy", chosen, POLICIES)
-    if chosen not in target.policies:
-        raise ConfigError(f"--gpu {gpu} cannot run --policy {chosen}: it runs {', '.join(target.policies)}")
     if streams < 1:
         raise ConfigError(f"--streams is {streams}: the server needs room for at least one stream")
     check_output(output)
+    from sana_export.checkpoint import resolve as resolve_checkpoint
+
     resolved = resolve_checkpoint(checkpoint or config.checkpoint, config)
     return Plan(config, resolved, target, chosen, output, streams)
+
+
+def streaming_model(name: str) -> "ModelConfig":
+    """The model called `name`; raises ConfigError if there is none or it cannot be served as a stream."""
+    from sana_export.configs import MODELS
+
+    config = choose("--model", name, MODELS)
+    if not config.dit.streaming:
+        raise ConfigError(
+            f"--model {name} edits whole clips and cannot stream: it is for `verify` and offline use only"
+        )
+    return config
 
 
 def check_output(output: Path) -> None:

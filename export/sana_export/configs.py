@@ -129,19 +129,22 @@ TINY = ModelConfig(
         depth=8,
         hidden=192,
         heads=6,
-        latent_channels=32,
-        source_channels=32,
+        latent_channels=96,
+        source_channels=96,
+        mlp_ratio=2.0,
         caption_width=128,
         text_tokens=128,
     ),
+    # Space is folded last in the encoder and unfolded first in the decoder: wherever a frame is small, it needs more
+    # channels than the latent has, or detail that does not move is lost.
     VAEConfig(
-        latent_channels=32,
-        encoder_widths=(64, 128, 128),
-        encoder_layers=(1, 1, 1, 1),
-        downsample=("spatiotemporal", "spatiotemporal", "temporal"),
+        latent_channels=96,
+        encoder_widths=(64, 128, 256),
+        encoder_layers=(0, 0, 1, 0),
+        downsample=("temporal", "spatiotemporal", "spatiotemporal"),
         decoder_widths=(32, 64, 128),
-        decoder_layers=(1, 1, 1, 1),
-        upsample=("temporal", "spatiotemporal", "spatiotemporal"),
+        decoder_layers=(4, 3, 2, 0),
+        upsample=("spatiotemporal", "spatiotemporal", "temporal"),
     ),
     TextConfig(
         {

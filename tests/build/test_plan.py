@@ -10,8 +10,14 @@ from sana_runtime.errors import ConfigError
     ("changed", "says"),
     [
         ({"model": "sana"}, "unknown --model 'sana': choose one of sana-streaming, sana-streaming-bidirectional, tiny"),
-        ({"gpu": "gtx280"}, "unknown --gpu 'gtx280': choose one of cpu"),
-        ({"policy": "int3"}, "unknown --policy 'int3': choose one of fp32"),
+        ({"gpu": "gtx280"}, "unknown --gpu 'gtx280': choose one of b200, cpu, gb10"),
+        ({"policy": "int3"}, "unknown --policy 'int3': choose one of bf16"),
+        (
+            {"policy": "mpq"},
+            "--gpu cpu cannot run --policy mpq, which needs bf16, fp8, nvfp4: the nearest it can is fp32",
+        ),
+        ({"gpu": "rtx4090", "policy": "fp4"}, "needs nvfp4: the nearest it can is fp8"),
+        ({"gpu": "rtx5090"}, "this version builds engines for --gpu cpu only, for rtx5090 it can only plan"),
         ({"streams": 0}, "--streams is 0"),
         ({"model": "sana-streaming-bidirectional"}, "cannot stream"),
     ],

@@ -10,13 +10,13 @@ from sana_export.text import TextEncoder, fill_gemma
 from sana_export.vae import VAE
 from train_tiny.model import MODEL
 from train_tiny.optim import Average, Clock, Curve, Optimizer
-from train_tiny.rollout import SCHEDULE, Editor, Memory, compile_blocks, noised
+from train_tiny.rollout import SCHEDULE, Editor, Memory, noised
 from train_tiny.storage import new_text
 from train_tiny.streams import Chunk, PairPool, PromptBook, World
 
 BATCH = 64
 POOL = 1536
-REFRESH = 6
+REFRESH = 8
 """Streams in the pool, and training steps between two renewals of a batch of them: each is used about three times."""
 
 GROUPS = 4
@@ -41,7 +41,6 @@ def new_editor(seed: int) -> Editor:
     nn.init.zeros_(dit.t_block[1].weight)
     nn.init.zeros_(dit.t_block[1].bias)
     pass_source_through(dit)
-    compile_blocks(dit)
     return Editor(dit, text, MODEL.geometry)
 
 

@@ -13,7 +13,7 @@ from train_tiny.prompts import CLASSES, COLOURS, KEEP, PLACES, STYLES
 Look = Callable[[Tensor], Tensor]
 
 TILE = 16
-SHARES = {"style": 0.50, KEEP: 0.08, "recolour": 0.14, "remove": 0.06, "add": 0.12, "background": 0.10}
+SHARES = {"style": 0.38, KEEP: 0.06, "recolour": 0.19, "remove": 0.09, "add": 0.19, "background": 0.09}
 """How often each family is drawn for a scene with objects; without any, only the ones in OPEN are."""
 
 OPEN = ("style", KEEP, "add")

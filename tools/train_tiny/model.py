@@ -10,15 +10,17 @@ LATENT_CHANNELS = 96
 
 MODEL = replace(
     TINY,
-    dit=replace(TINY.dit, latent_channels=LATENT_CHANNELS, source_channels=LATENT_CHANNELS, mlp_ratio=2.5),
+    dit=replace(TINY.dit, latent_channels=LATENT_CHANNELS, source_channels=LATENT_CHANNELS, mlp_ratio=2.0),
     vae=VAEConfig(
         latent_channels=LATENT_CHANNELS,
-        encoder_widths=(96, 96, 96),
-        encoder_layers=(0, 1, 1, 0),
-        downsample=("spatiotemporal", "spatiotemporal", "temporal"),
-        decoder_widths=(40, 80, 160),
+        # Space is folded last in the encoder and unfolded first in the decoder: wherever a frame is small, it needs
+        # more channels than the latent has, or detail that does not move is lost.
+        encoder_widths=(64, 128, 256),
+        encoder_layers=(0, 0, 1, 0),
+        downsample=("temporal", "spatiotemporal", "spatiotemporal"),
+        decoder_widths=(32, 64, 128),
         decoder_layers=(4, 3, 2, 0),
-        upsample=("temporal", "spatiotemporal", "spatiotemporal"),
+        upsample=("spatiotemporal", "spatiotemporal", "temporal"),
     ),
 )
 

@@ -11,11 +11,11 @@ from sana_export.vae import VAE
 from train_tiny.dit_stage import EXCLUDED, SWITCH, Group, channel_weights, sample_times, weighted_error
 from train_tiny.model import MODEL
 from train_tiny.optim import Average, Clock, Curve, Optimizer
-from train_tiny.rollout import STEPS, Editor, Memory, compile_blocks, noised
+from train_tiny.rollout import STEPS, Editor, Memory, noised
 from train_tiny.streams import PairPool, PromptBook, World
 
 BATCH = 64
-POOLS = {6: 1024, 14: 384, 44: 128}
+POOLS = {6: 768, 14: 256, 44: 64}
 """Chunks of a stream and how many such streams are kept; the longest is past every length the report asks about."""
 
 REFRESH = 12
@@ -74,7 +74,6 @@ def train_stream(
 ) -> tuple[DiT, TextEncoder, list[dict[str, float]]]:
     """The DiT and text encoder of stage 2, trained on their own rollouts, and the training curve."""
     editor, clock = Editor(*parts, MODEL.geometry).to(world.device).train(), Clock(minutes, flat=0.2)
-    compile_blocks(editor.dit)
     weights = channel_weights(vae, world)
     pools = [PairPool(world, vae, size, length, min(batch, size), SWITCH) for length, size in (sizes or POOLS).items()]
     optimizer = Optimizer([editor], muon=0.005, adam=7e-4, excluded=EXCLUDED)
