@@ -1,1 +1,1 @@
-"""Trains the `tiny` checkpoint: generated pairs of source and edited video, a VAE, a DiT and its streaming distillation."""
+"""Trains the `tiny` checkpoint on generated pairs of source and edited video: VAE, DiT, streaming, wording."""

@@ -1,6 +1,7 @@
-"""One command for the whole training: `python -m train_tiny --work out/tiny`, in stages that pick up where one ended."""
+"""The whole training in one command, `python -m train_tiny --work out/tiny`, in stages that are read back when done."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,9 +21,10 @@ from train_tiny.rollout import Editor, keep_recurrence_precise
 from train_tiny.stream_stage import train_stream
 from train_tiny.streams import PromptBook, World
 from train_tiny.vae_stage import train_vae
+from train_tiny.words_stage import train_words
 
 SEED = 7
-MINUTES = {"vae": 7.0, "dit": 8.0, "stream": 9.0, "ablation": 3.5}
+MINUTES = {"vae": 6.0, "dit": 8.0, "stream": 7.0, "words": 1.5, "ablation": 3.5}
 
 
 class Work:
@@ -87,20 +89,33 @@ def run_ablation(work: Work, minutes: float) -> None:
         work.log(f"{name}_quality", {"procedural": judge.table(real=False), "drift": judge.drift()})
 
 
-def run_judge(work: Work, stage: str = "stream") -> None:
+def run_judge(work: Work, stage: str = "words") -> None:
     judge = work.judge(stage)
     vae = judge.vae_psnr()
     print({"vae": vae}, flush=True)
     tables = {"real": judge.table(real=True), "procedural": judge.table(real=False)}
     drift = {"drift": judge.drift(), "drift_without_state": judge.drift(forget=True)}
-    work.log(f"{stage}_quality", {"vae": vae, **tables, **drift})
-    judge.sheet(work.folder / f"{stage}_sheet.jpg")
+    work.log("stream_quality", {"vae": vae, **tables, **drift})
+    judge.sheet(work.folder / "sheet.jpg")
+
+
+def run_words(work: Work, minutes: float) -> None:
+    dit, text, curve = train_words(storage.read_editor(work.path("stream")), work.book(), minutes, SEED)
+    storage.write_editor(work.path("words"), dit, text, work.folder / "tokenizer.json")
+    work.log("words_curve", curve)
+
+
+def release(work: Work) -> None:
+    """Put the parts together in the released layout, in the folder `tiny`."""
+    for stage in ("vae", "words"):
+        shutil.copytree(work.path(stage), work.path("tiny"), dirs_exist_ok=True)
 
 
 STAGES: dict[str, Callable[[Work, float], None]] = {
     "vae": run_vae,
     "dit": run_dit,
     "stream": run_stream,
+    "words": run_words,
     "ablation": run_ablation,
 }
 
@@ -108,7 +123,7 @@ STAGES: dict[str, Callable[[Work, float], None]] = {
 def main(
     work: Annotated[Path, typer.Option(help="Folder for the data, the stages and the logs.")],
     stage: Annotated[
-        str, typer.Option(help="One of vae, dit, stream, ablation, judge; all but ablation if empty.")
+        str, typer.Option(help="One of vae, dit, stream, words, ablation, judge; all but ablation if empty.")
     ] = "",
     minutes: Annotated[float, typer.Option(help="Length of the stage; 0 for its own.")] = 0,
 ) -> None:
@@ -116,8 +131,9 @@ def main(
     if not (work / "data.npz").exists():
         collect(work / "data.npz")
     session = Work(work)
-    for name in [stage] if stage else ["vae", "dit", "stream", "judge"]:
+    for name in [stage] if stage else ["vae", "dit", "stream", "words", "judge"]:
         if name == "judge":
+            release(session)
             run_judge(session)
         elif stage or not session.path(name).exists():
             STAGES[name](session, minutes or MINUTES[name])

@@ -22,8 +22,8 @@ CLIP = Path("assets/big-buck-bunny.mp4")
 PACKAGES = {
     "scikit-image==0.26.0": (
         "skimage/data/",
-        "astronaut.png brick.png camera.png chelsea.png coffee.png coins.png grass.png gravel.png hubble_deep_field.jpg "
-        "ihc.png moon.png motorcycle_left.png motorcycle_right.png retina.jpg rocket.jpg",
+        "astronaut.png brick.png camera.png chelsea.png coffee.png coins.png grass.png gravel.png "
+        "hubble_deep_field.jpg ihc.png retina.jpg rocket.jpg",
     ),
     "scikit-learn==1.9.1": ("sklearn/datasets/images/", "china.jpg flower.jpg"),
     "matplotlib==3.11.2": ("matplotlib/mpl-data/sample_data/", "grace_hopper.jpg"),
@@ -78,7 +78,7 @@ def token_table(tokenizer: Path) -> dict[str, np.ndarray]:
 
 
 def held_out_clip(path: Path) -> np.ndarray:
-    """The frames of a clip, uint8 (F, H, W, 3), scaled to the model's size with antialiasing, which keeps 16:9 whole."""
+    """The frames of a 16:9 clip, uint8 (F, H, W, 3), scaled to the model's size with antialiasing."""
     import av
 
     size = (MODEL.width, MODEL.height)

@@ -1,4 +1,4 @@
-"""What a checkpoint is worth on held-out video: every edit against its computed truth, offline, many streams at once."""
+"""What a checkpoint is worth on held-out video: every edit against its truth, offline, many streams at once."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -183,13 +183,19 @@ class Judge:
         right = score(self.editor, self.vae, pair, self.prompt(keys), CHUNKS)
         other = score(self.editor, self.vae, pair, self.prompt(wrong(keys, world.rng)), CHUNKS)
         names = [key.split("/")[0] for key in keys]
-        rows = [self.row(name, [i for i, n in enumerate(names) if n == name], right, other) for name in dict.fromkeys(names)]
+        rows = [
+            self.row(name, [i for i, n in enumerate(names) if n == name], right, other) for name in dict.fromkeys(names)
+        ]
         for row in rows:
-            print({name: value if isinstance(value, str) else round(value, 2) for name, value in row.items()}, flush=True)
+            print(
+                {name: value if isinstance(value, str) else round(value, 2) for name, value in row.items()}, flush=True
+            )
         return rows
 
     @staticmethod
-    def row(name: str, streams: list[int], right: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, float | str]:
+    def row(
+        name: str, streams: list[int], right: dict[str, Tensor], other: dict[str, Tensor]
+    ) -> dict[str, float | str]:
         psnr = {kind: float(decibels(right[kind][streams].mean(1)).mean()) for kind in ("source", "edited")}
         mistaken = float(decibels(other["edited"][streams].mean(1)).mean())
         border = border_ratio(right["change"][streams])

@@ -1,4 +1,4 @@
-"""A DiT and its text encoder as training sees them: batches of streams at any positions, with caches that can be cut."""
+"""A DiT and its text encoder as training sees them: streams at any positions, with caches that can be cut."""
 
 from dataclasses import fields, replace
 
@@ -95,13 +95,6 @@ class Editor(nn.Module):
     ) -> list[Cache]:
         """What a finished latent leaves for the next chunk."""
         return self.evaluate(latent, source, latent.new_zeros(len(latent)), prompt, rope, past)[1]
-
-
-def compile_blocks(dit: DiT) -> None:
-    """Fuse the many small operations of a block; every block of a kind shares one compilation per shape."""
-    torch._dynamo.config.recompile_limit = 64
-    for block in dit.blocks:
-        block.compile(dynamic=False)
 
 
 def keep_recurrence_precise() -> None:

@@ -1,7 +1,7 @@
 """Procedural video that can be rendered at any time: a moving camera over a picture, and moving objects with masks."""
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -206,11 +206,3 @@ def edited(scenes: Scenes, keys: list[str]) -> Scenes:
             result.kind[row, ADDED] = CLASSES.index(words[0])
             result.colour[row, ADDED] = torch.tensor(COLOURS[words[1]])
     return result
-
-
-def without_motion(scenes: Scenes) -> Scenes:
-    """The same scenes with cameras and objects at rest."""
-    camera, path = scenes.camera.clone(), scenes.path.clone()
-    camera[..., 1] = 0
-    path[..., 1] = 0
-    return replace(scenes, camera=camera, path=path)

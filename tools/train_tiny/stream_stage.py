@@ -1,4 +1,4 @@
-"""Stage 3: self-forcing. The model edits streams with its own caches and four steps, and learns from where it gets to."""
+"""Stage 3: self-forcing. The model edits streams with its own caches in four steps, and learns from the result."""
 
 import torch
 from torch import Tensor

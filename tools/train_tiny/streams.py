@@ -147,7 +147,7 @@ class PairStream:
 
 
 class PairPool:
-    """Encoded streams of one length, replaced a batch at a time: rendering and encoding cost more than a training step."""
+    """Encoded streams of one length, renewed a batch at a time: to render and encode them costs more than to train."""
 
     def __init__(self, world: World, vae: VAE, size: int, length: int, batch: int, switch: float) -> None:
         self.world, self.vae, self.length, self.batch, self.switch = world, vae, length, batch, switch

@@ -130,7 +130,7 @@ def measure_statistics(vae: VAE, world: World) -> None:
 
 @torch.no_grad()
 def reconstruct(vae: VAE, frames: Tensor, geometry: StreamGeometry) -> Tensor:
-    """uint8 (B, F, H, W, 3) through encoder and decoder chunk by chunk, as served; frames past the last chunk are cut."""
+    """uint8 (B, F, H, W, 3) through the VAE chunk by chunk, as served; frames past the last chunk are cut."""
     encoded: State | None = None
     decoded: State | None = None
     shown, start = [], 0
