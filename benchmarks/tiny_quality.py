@@ -31,10 +31,12 @@ sys.path.insert(0, str(ROOT / "tools"))
 from train_tiny.collect import held_out_clip  # noqa: E402
 from train_tiny.evaluate import (  # noqa: E402
     OBJECT_FAMILIES,
+    SHIFT,
     Pair,
     border_ratio,
     held_out_world,
     object_keys,
+    paired_border_ratio,
     real_pair,
     scene_pair,
     wrong,
@@ -61,7 +63,8 @@ def main() -> None:
     vae = reconstruction(manifest.geometry, clip.numpy())
     figures = {"checkpoint": manifest.checkpoint, "chunks": CHUNKS, "vae": vae, "edits": rows, "long": drift}
     RESULTS.write_text(json.dumps(figures, indent=1) + "\n")
-    Image.fromarray(np.concatenate(bands)).save(SHEET, quality=88)
+    sheet = Image.fromarray(np.concatenate(bands))
+    sheet.resize((sheet.width * 9 // 16, sheet.height * 9 // 16)).save(SHEET, quality=80)
     console.print(f"wrote {RESULTS.relative_to(ROOT)} and {SHEET.relative_to(ROOT)}")
 
 
@@ -90,7 +93,11 @@ def edits(url: str, geometry: StreamGeometry, clip: torch.Tensor) -> tuple[list[
             prompt = phrases(key, held_out=True)[0]
             edited, seconds = asyncio.run(served(url, geometry, source, prompt))
             refused, _ = asyncio.run(served(url, geometry, source, phrases(other, held_out=True)[0]))
-            rows.append(row(key, prompt, source, target, edited, refused, geometry) | {"fps": len(source) / seconds})
+            rows.append(row(key, prompt, source, target, edited, refused) | {"fps": len(source) / seconds})
+            if keys is looks:
+                later, wanted = source[SHIFT:-SHIFT], target[SHIFT:-SHIFT]
+                again, _ = asyncio.run(served(url, geometry, later, prompt))
+                rows[-1]["border"] = paired_border_ratio(change(edited, target), change(again, wanted))
             bands.append(band(source, target, edited))
             print({name: round(value, 2) if isinstance(value, float) else value for name, value in rows[-1].items()})
     return rows, bands
@@ -157,11 +164,9 @@ def row(
     target: np.ndarray,
     edited: np.ndarray,
     refused: np.ndarray,
-    geometry: StreamGeometry,
 ) -> dict:
     """PSNR against the truth of the source, the edit and the wrongly prompted edit; and the jump at chunk borders."""
-    residual = edited.astype(np.float32) - target.astype(np.float32)
-    change = torch.from_numpy(np.abs(np.diff(residual, axis=0)).mean(axis=(1, 2, 3)))[None]
+    ratio = border_ratio(change(edited, target)[None])
     before, after = psnr(source, target), psnr(edited, target)
     return {
         "edit": key,
@@ -170,8 +175,15 @@ def row(
         "edited": after,
         "gain": after - before,
         "wrong": psnr(refused, target),
-        "border": border_ratio(change),
+        "border": ratio,
+        "border_raw": ratio,
     }
+
+
+def change(shown: np.ndarray, truth: np.ndarray) -> torch.Tensor:
+    """Mean absolute change (F - 1,) of the error from frame to frame."""
+    error = shown.astype(np.float32) - truth.astype(np.float32)
+    return torch.from_numpy(np.abs(np.diff(error, axis=0)).mean(axis=(1, 2, 3)))
 
 
 def band(source: np.ndarray, target: np.ndarray, edited: np.ndarray) -> np.ndarray:

@@ -13,7 +13,8 @@ from sana_client.session import Limits
 
 OUT = Path("out")
 CLIP = Path(__file__).parents[1] / "assets" / "big-buck-bunny.mp4"
-PROMPTS = Prompts("Turn the scene into a warm watercolor painting")
+PROMPTS = Prompts("Show the video through a thermal camera", ((2.0, "Freeze the scene in cold blue ice"),))
+"""Another instruction from the third chunk on."""
 
 
 def main() -> None:

@@ -38,10 +38,9 @@ class DiTConfig:
 
     @property
     def softmax_blocks(self) -> tuple[int, ...]:
-        """Indices of the softmax blocks, spread evenly and ending with the last block (spec 2)."""
-        count = max(1, int(self.depth * self.softmax_ratio))
-        step = self.depth / count
-        return tuple(int((i + 1) * step) - 1 for i in range(count))
+        """Indices of the softmax blocks, spread evenly, the last block among them; none at a ratio of 0 (spec 2)."""
+        count = max(1, int(self.depth * self.softmax_ratio)) if self.softmax_ratio else 0
+        return tuple(int((i + 1) * (self.depth / count)) - 1 for i in range(count))
 
 
 DOWN_STRIDES = {"spatial": (1, 2, 2), "temporal": (2, 1, 1), "spatiotemporal": (2, 2, 2)}
@@ -161,7 +160,7 @@ TINY = ModelConfig(
     ),
     height=144,
     width=256,
-    checkpoint="random:0",
+    checkpoint="shipped:tiny",
 )
 
 MODELS = {model.name: model for model in (SANA_STREAMING, SANA_STREAMING_BIDIRECTIONAL, TINY)}

@@ -17,14 +17,14 @@ from train_tiny.dit_stage import train_dit
 from train_tiny.evaluate import Judge
 from train_tiny.model import MODEL
 from train_tiny.pictures import build_bank
-from train_tiny.rollout import Editor, keep_recurrence_precise
+from train_tiny.rollout import Editor, adapt_model
 from train_tiny.stream_stage import train_stream
 from train_tiny.streams import PromptBook, World
 from train_tiny.vae_stage import train_vae
 from train_tiny.words_stage import train_words
 
 SEED = 7
-MINUTES = {"vae": 6.0, "dit": 8.0, "stream": 7.0, "words": 1.5, "ablation": 3.5}
+MINUTES = {"vae": 6.9, "dit": 7.4, "stream": 4.5, "words": 0.6, "ablation": 2.5}
 
 
 class Work:
@@ -35,7 +35,7 @@ class Work:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-        keep_recurrence_precise()
+        adapt_model()
         self.data = dict(np.load(folder / "data.npz"))
 
     def path(self, stage: str) -> Path:

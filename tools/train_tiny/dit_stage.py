@@ -1,6 +1,7 @@
 """Stage 2: flow matching on pairs, already in the streaming layout, with the caches of clean edited chunks."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +11,15 @@ from sana_export.text import TextEncoder, fill_gemma
 from sana_export.vae import VAE
 from train_tiny.model import MODEL
 from train_tiny.optim import Average, Clock, Curve, Optimizer
-from train_tiny.rollout import SCHEDULE, Editor, Memory, noised
+from train_tiny.rollout import SCHEDULE, Editor, Memory, empty_memory, leaf, noised, resident
+from train_tiny.speed import Captured, compile_each
 from train_tiny.storage import new_text
-from train_tiny.streams import Chunk, PairPool, PromptBook, World
+from train_tiny.streams import PairPool, PromptBook, World
 
 BATCH = 64
 POOL = 1536
-REFRESH = 8
-"""Streams in the pool, and training steps between two renewals of a batch of them: each is used about three times."""
+REFRESH = 24
+"""Streams in the pool, and training steps between two renewals of a batch of them: each is used about twelve times."""
 
 GROUPS = 4
 LENGTH = 4
@@ -26,6 +28,9 @@ SAMPLER_SHARE = 0.7
 """Share of times that are the sampler's own; the others are uniform."""
 
 JUMP_SHARE = 0.5
+EMPHASIS, MOST_EMPHASIS = 1.0, 10.0
+"""How much more the places count that an edit changes, and the change, over its mean, from which they count no more."""
+
 EXCLUDED = ("embed_tokens", "x_embedder", "final_layer", "t_embedder", "t_block", "depth_conv", "table")
 CONSTANT = 10.0
 
@@ -63,35 +68,52 @@ def pass_source_through(dit: DiT) -> None:
     dit.final_layer.linear.bias.copy_(-outward @ constant)
 
 
+Tokens = tuple[Tensor, Tensor]
+"""Ids and mask (B, N) of instructions."""
+
+
+class Lesson(NamedTuple):
+    """What is learned from one chunk of B streams: its latents (B, C, T, h, w), and where it starts (B,).
+
+    `back` are the instructions that undo `prompt`, where they are asked for.
+    """
+
+    source: Tensor
+    target: Tensor
+    start: Tensor
+    prompt: Tokens
+    back: Tokens | None
+
+
 class Group:
     """Streams of the same age, with what they carry and how far their clocks jump after the first chunk."""
 
     def __init__(self, pool: PairPool, batch: int) -> None:
         self.world, self.chunks, self.index = pool.world, pool.draw(batch), 0
-        self.memory, self.backward = Memory(), Memory()
+        self.memory, self.backward = empty_memory(), empty_memory()
         geometry = MODEL.geometry
         jumps = self.world.rng.integers(0, geometry.max_chunks - pool.length, batch)
         jumps = jumps * (self.world.rng.random(batch) < JUMP_SHARE)
-        self.jumps = geometry.steady_latents * torch.tensor(jumps, device=self.world.device)
+        self.jumps = geometry.steady_latents * torch.from_numpy(jumps).to(self.world.device, non_blocking=True)
 
     @property
     def finished(self) -> bool:
         return self.index >= len(self.chunks)
 
-    def next(self) -> tuple[Chunk, Tensor]:
-        """The next chunk, and the position (B,) at which each stream believes it to start."""
+    def next(self, book: PromptBook, back: bool = False) -> Lesson:
+        """The next chunk, with instructions."""
         chunk = self.chunks[self.index]
         self.index += 1
-        chunk = replace(chunk, source=chunk.source.float(), target=chunk.target.float())
-        return chunk, chunk.start + (self.jumps if chunk.start else torch.zeros_like(self.jumps))
+        start = chunk.start + (self.jumps if chunk.start else torch.zeros_like(self.jumps))
+        rng = self.world.rng
+        reverse = book.draw(rng, chunk.reversed_keys) if back else None
+        return Lesson(chunk.source, chunk.target, start, book.draw(rng, chunk.keys), reverse)
 
 
 def sample_times(count: int, device: torch.device) -> Tensor:
     """Times (count,) to train at."""
     uniform = torch.randint(1, 1001, (count,), device=device).float()
-    own = torch.tensor(SCHEDULE.timesteps, device=device)[
-        torch.randint(len(SCHEDULE.timesteps), (count,), device=device)
-    ]
+    own = resident(SCHEDULE.timesteps, device)[torch.randint(len(SCHEDULE.timesteps), (count,), device=device)]
     return torch.where(torch.rand(count, device=device) < SAMPLER_SHARE, own, uniform)
 
 
@@ -109,21 +131,36 @@ def channel_weights(vae: VAE, world: World) -> Tensor:
     return (0.5 + 0.5 * seen / seen.mean())[:, None, None, None]
 
 
-def weighted_error(guess: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
-    """Mean squared error (B,) per stream."""
-    return ((guess - truth).square() * weights).mean(dim=(1, 2, 3, 4))
+def emphasis(source: Tensor, target: Tensor) -> Tensor:
+    """(B, 1, T, h, w) of mean 1 per stream: more where the edit changes more, or a small object would hardly count."""
+    change = (target - source).square().mean(1, keepdim=True)
+    share = change / (change.mean(dim=(2, 3, 4), keepdim=True) + 1e-3)
+    weight = 1 + EMPHASIS * share.clamp_max(MOST_EMPHASIS)
+    return weight / weight.mean(dim=(2, 3, 4), keepdim=True)
 
 
-def flow_matching(editor: Editor, group: Group, book: PromptBook, weights: Tensor) -> Tensor:
-    """The loss of one more chunk of a group, whose clean target is appended to the group's memory."""
-    chunk, starts = group.next()
-    source, target = chunk.source, chunk.target
-    prompt = editor.prompt(*book.draw(group.world.rng, chunk.keys))
-    rope, past = editor.rope(starts, source.shape[2]), group.memory.past()
+def flow_matching(editor: Editor, lesson: Lesson, memory: Memory, weights: Tensor) -> tuple[Tensor, Memory]:
+    """The loss of one more chunk, and the memory with its clean target."""
+    _, target, start, tokens, _ = lesson
+    prompt, rope, past = editor.prompt(*tokens), editor.rope(start, target.shape[2]), memory.past()
     time, noise = sample_times(len(target), target.device), torch.randn_like(target)
-    velocity, _ = editor.evaluate(noised(target, noise, time), source, time, prompt, rope, past)
-    group.memory.append(editor.write(target, source, prompt, rope, past))
-    return weighted_error(velocity, noise - target, weights).mean()
+    velocity, _ = editor.evaluate(noised(target, noise, time), lesson.source, time, prompt, rope, past)
+    memory = memory.after(editor.write(target, lesson.source, prompt, rope, past))
+    error = (velocity - (noise - target)).square() * weights * emphasis(lesson.source, target)
+    return error.mean(), memory
+
+
+def dit_step(editor: Editor, weights: Tensor) -> Callable[[Lesson, Lesson, Memory], tuple[Tensor, Memory]]:
+    """A step over two chunks, so that what the first one writes is trained for the second one to read."""
+
+    def step(first: Lesson, second: Lesson, memory: Memory) -> tuple[Tensor, Memory]:
+        early, memory = flow_matching(editor, first, memory.map(leaf), weights)
+        late, memory = flow_matching(editor, second, memory, weights)
+        loss = (early + late) / 2
+        loss.backward()
+        return loss.detach(), memory.map(Tensor.detach)
+
+    return step
 
 
 def train_dit(
@@ -132,16 +169,15 @@ def train_dit(
     """A DiT and a text encoder trained together, and the training curve."""
     editor, clock = new_editor(seed).to(world.device), Clock(minutes)
     weights, pool = channel_weights(vae, world), PairPool(world, vae, size, LENGTH, batch, SWITCH)
+    compile_each([*editor.dit.blocks, *editor.text.model.layers], world.device)
+    step = Captured(dit_step(editor, weights), editor.parameters())
     optimizer = Optimizer([editor], muon=0.015, adam=2e-3, excluded=EXCLUDED)
-    average, curve = Average([editor], 0.998), Curve(clock, 50)
+    average, curve = Average([editor], 0.998), Curve(clock, 100)
     groups = [Group(pool, batch) for _ in range(GROUPS)]
     while clock.progress < 1:
         turn = curve.step % GROUPS
         group = groups[turn]
-        # Two chunks at a time, so that what the first one writes is trained for the second one to read.
-        loss = sum(flow_matching(editor, group, book, weights) for _ in range(2)) / 2
-        loss.backward()
-        group.memory.cut()
+        loss, group.memory = step(group.next(book), group.next(book), group.memory)
         norm = optimizer.step(clock.rate)
         average.update()
         curve.add(loss=loss, norm=norm)

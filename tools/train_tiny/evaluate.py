@@ -16,7 +16,7 @@ from train_tiny.edits import styled
 from train_tiny.model import MODEL
 from train_tiny.pictures import coloured_noise, gradients
 from train_tiny.prompts import CLASSES, COLOURS, KEEP, PLACES, STYLES
-from train_tiny.rollout import STEPS, Editor, Memory
+from train_tiny.rollout import STEPS, Editor, Memory, empty_memory
 from train_tiny.streams import PromptBook, World
 from train_tiny.vae_stage import reconstruct
 
@@ -28,6 +28,7 @@ OBJECT_FAMILIES = ("recolour", "remove", "add", "background")
 CHUNKS = 8
 LONG = 42
 PER_KEY = 6
+SHIFT = MODEL.geometry.steady_frames // 2
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Played:
 @torch.no_grad()
 def play(editor: Editor, vae: VAE, pair: Pair, prompt: Prompt, chunks: int, forget: bool = False) -> Iterator[Played]:
     """Edit streams with the 4-step sampler; `forget` zeroes the denoiser's state before every chunk."""
-    memory, encoded, decoded, start = Memory(), None, None, 0
+    memory, encoded, decoded, start = empty_memory(), None, None, 0
     generator = torch.Generator(editor.table.get_buffer("time_cos").device).manual_seed(0)
     for index in range(chunks):
         chunk = MODEL.geometry.chunk(index)
@@ -54,24 +55,23 @@ def play(editor: Editor, vae: VAE, pair: Pair, prompt: Prompt, chunks: int, forg
         start += chunk.frames
         latent, encoded = vae.encoder(uint8_to_pixels(source), encoded)
         if forget:
-            memory.clear()
-        edited = sample(editor, latent, prompt, memory, chunk.start, generator)
+            memory = memory.map(torch.zeros_like)
+        edited, memory = sample(editor, latent, prompt, memory, chunk.start, generator)
         video, decoded = vae.decoder(edited, decoded)
         yield Played(source.float(), target.float(), pixels_to_uint8(video).float())
 
 
 def sample(
     editor: Editor, source: Tensor, prompt: Prompt, memory: Memory, start: int, generator: torch.Generator
-) -> Tensor:
-    """The four Euler steps of one chunk, and the pass that writes its state."""
+) -> tuple[Tensor, Memory]:
+    """The four Euler steps of one chunk, and the memory with what it leaves."""
     latent = torch.randn(source.shape, device=source.device, generator=generator)
     rope = editor.rope(torch.full((len(source),), start, device=source.device), source.shape[2])
     past = memory.past()
     for time, sigma, following in STEPS:
         velocity, _ = editor.evaluate(latent, source, latent.new_full((len(latent),), time), prompt, rope, past)
         latent = latent + (following - sigma) * velocity
-    memory.append(editor.write(latent, source, prompt, rope, past))
-    return latent
+    return latent, memory.after(editor.write(latent, source, prompt, rope, past))
 
 
 def decibels(errors: Tensor) -> Tensor:
@@ -91,11 +91,26 @@ def score(editor: Editor, vae: VAE, pair: Pair, prompt: Prompt, chunks: int, for
     return {"source": torch.cat(source, 1), "edited": torch.cat(edited, 1), "change": torch.cat(change, 1)}
 
 
+def borders(changes: int) -> Tensor:
+    """Which of the changes (changes,) from frame to frame of a stream are across a chunk border."""
+    return (torch.arange(changes) + 1 - MODEL.geometry.first_frames) % MODEL.geometry.steady_frames == 0
+
+
 def border_ratio(change: Tensor) -> float:
-    """Mean change of the error across chunk borders over the one inside chunks."""
-    first, steady = MODEL.geometry.first_frames, MODEL.geometry.steady_frames
-    border = (torch.arange(change.shape[1], device=change.device) + 1 - first) % steady == 0
+    """Mean change of the error (B, F - 1) across chunk borders over the one inside chunks."""
+    border = borders(change.shape[1]).to(change.device)
     return float(change[:, border].mean() / change[:, ~border].mean())
+
+
+def paired_border_ratio(change: Tensor, shifted: Tensor) -> float:
+    """The same at the same moments: (F - 1,) of a stream, and of one that began `SHIFT` frames later.
+
+    A moment at a border of one stream is inside a chunk of the other, so the motion at that moment cancels out.
+    """
+    moments = range(SHIFT, min(len(change), SHIFT + len(shifted)))
+    pairs = torch.stack([change[SHIFT : moments.stop], shifted[: len(moments)]])
+    border = torch.stack([borders(moments.stop)[SHIFT:], borders(len(moments))])
+    return float(pairs[border].sum() / pairs.flip(0)[border].sum())
 
 
 def held_out_world(clip: Tensor, seed: int = WORLD_SEED) -> World:

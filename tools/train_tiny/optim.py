@@ -59,8 +59,8 @@ class Muon:
             momentum = self.momentum[shape].mul_(MOMENTUM).add_(gradient)
             update = orthogonalised(gradient + MOMENTUM * momentum)
             scale = self.rate * factor * max(1.0, shape[0] / shape[1]) ** 0.5
-            for parameter, change in zip(group, update, strict=True):
-                parameter.add_(change.view_as(parameter), alpha=-scale)
+            changes = [change.view_as(parameter) for parameter, change in zip(group, update, strict=True)]
+            torch._foreach_add_(group, changes, alpha=-scale)
 
 
 class Optimizer:

@@ -1,11 +1,15 @@
 """A DiT and its text encoder as training sees them: streams at any positions, with caches that can be cut."""
 
+from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sana_export import attention
+from sana_export import dit as dit_module
 from sana_export.caches import Cache, KVCache, Prompt
 from sana_export.dit import DiT
 from sana_export.rope import Rope, RopeTable
@@ -19,12 +23,11 @@ SCHEDULE = streaming_schedule(4)
 STEPS = tuple(zip(SCHEDULE.timesteps, SCHEDULE.sigmas[:-1], SCHEDULE.sigmas[1:], strict=True))
 
 
-class Memory:
-    """The sink and the newest chunk: the whole window of a stream with window 2."""
+class Memory(NamedTuple):
+    """The sink and the newest chunk: the whole window of a stream with window 2. Both are empty before the first."""
 
-    def __init__(self) -> None:
-        self.sink: list[Cache] = []
-        self.newest: list[Cache] = []
+    sink: list[Cache]
+    newest: list[Cache]
 
     def past(self) -> list[Cache] | None:
         if not self.newest:
@@ -33,20 +36,22 @@ class Memory:
             return self.newest
         return [joined(sink, newest) for sink, newest in zip(self.sink, self.newest, strict=True)]
 
-    def append(self, written: list[Cache]) -> None:
-        self.newest = written
-        self.sink = self.sink or written
+    def after(self, written: list[Cache]) -> "Memory":
+        """The memory once another chunk has been written."""
+        return Memory(self.sink or written, written)
 
-    def cut(self) -> None:
-        """Keep the values and forget how they came about."""
-        alone = self.sink is self.newest
-        self.newest = [mapped(cache, Tensor.detach) for cache in self.newest]
-        self.sink = self.newest if alone else [mapped(cache, Tensor.detach) for cache in self.sink]
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Memory":
+        newest = [mapped(cache, function) for cache in self.newest]
+        return Memory(newest if self.sink is self.newest else [mapped(cache, function) for cache in self.sink], newest)
 
-    def clear(self) -> None:
-        """Zero everything that later chunks read: what a server without state would do."""
-        self.newest = [mapped(cache, torch.zeros_like) for cache in self.newest]
-        self.sink = [mapped(cache, torch.zeros_like) for cache in self.sink]
+
+def empty_memory() -> Memory:
+    return Memory([], [])
+
+
+def leaf(x: Tensor) -> Tensor:
+    """The value alone, as the start of a new graph: to a compiled block it looks like any other memory."""
+    return x.detach().requires_grad_()
 
 
 def joined(sink: Cache, newest: Cache) -> Cache:
@@ -55,7 +60,7 @@ def joined(sink: Cache, newest: Cache) -> Cache:
     return KVCache(torch.cat([sink.k, newest.k], 2), torch.cat([sink.v, newest.v], 2), newest.tconv)
 
 
-def mapped(cache: Cache, function) -> Cache:  # type: ignore[no-untyped-def]
+def mapped(cache: Cache, function: Callable[[Tensor], Tensor]) -> Cache:
     return replace(cache, **{field.name: function(getattr(cache, field.name)) for field in fields(cache)})
 
 
@@ -69,8 +74,11 @@ class Editor(nn.Module):
         self.table = RopeTable(config.head_dim, config.max_frames, geometry.latent_height, geometry.latent_width)
 
     def prompt(self, ids: Tensor, mask: Tensor) -> Prompt:
+        """Instructions (B, N) as every block reads them."""
         with mixed_precision(ids.device):
-            return self.dit.prompt(*self.text(ids, mask))
+            text = self.text.model(input_ids=ids, attention_mask=attention_biases(mask), use_cache=False)
+            hidden, shown = (ends(x, self.text.text_tokens).float() for x in (text.last_hidden_state, mask))
+            return self.dit.prompt(hidden, shown)
 
     def rope(self, starts: Tensor, frames: int) -> Rope:
         """Rows (B, 1, N, d / 2) for chunks of `frames` latents, each at its own position starts (B,)."""
@@ -97,14 +105,38 @@ class Editor(nn.Module):
         return self.evaluate(latent, source, latent.new_zeros(len(latent)), prompt, rope, past)[1]
 
 
-def keep_recurrence_precise() -> None:
-    """Let autocast skip the GDN recurrence, whose state would lose its small updates in bf16."""
+def adapt_model() -> None:
+    """Make the model's functions fit for training: the recurrence in float32, and nothing copied from the CPU."""
     attention.gdn = precise_gdn
+    dit_module.sinusoid = resident_sinusoid
 
 
 def precise_gdn(*operands: Tensor) -> tuple[Tensor, State]:
     with torch.autocast(operands[0].device.type, enabled=False):
         return gdn(*operands)
+
+
+@cache
+def resident(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """A constant that stays on the device: a CUDA graph cannot fetch it from elsewhere."""
+    return torch.tensor(values, device=device)
+
+
+def resident_sinusoid(timestep: Tensor) -> Tensor:
+    angles = timestep.float()[:, None] * resident(tuple(dit_module.FREQUENCIES), timestep.device)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def attention_biases(mask: Tensor) -> dict[str, Tensor]:
+    """What Gemma adds to its scores, (B, 1, N, N), for a mask (B, N); no prompt is longer than its sliding window."""
+    earlier = torch.ones(mask.shape[1], mask.shape[1], dtype=torch.bool, device=mask.device).tril()
+    bias = torch.where(earlier & mask[:, None, None].bool(), 0.0, -1e9)
+    return {"full_attention": bias, "sliding_attention": bias}
+
+
+def ends(x: Tensor, count: int) -> Tensor:
+    """The `count` positions of (B, N, ...) that the denoiser sees: the first and the last ones."""
+    return torch.cat([x[:, :1], x[:, 1 - count :]], dim=1)
 
 
 def noised(clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:

@@ -3,15 +3,14 @@
 import torch
 from torch import Tensor
 
-from sana_export.caches import Prompt
 from sana_export.dit import DiT
-from sana_export.rope import Rope
 from sana_export.text import TextEncoder
 from sana_export.vae import VAE
-from train_tiny.dit_stage import EXCLUDED, SWITCH, Group, channel_weights, sample_times, weighted_error
+from train_tiny.dit_stage import EXCLUDED, SWITCH, Group, Lesson, channel_weights, emphasis, sample_times
 from train_tiny.model import MODEL
 from train_tiny.optim import Average, Clock, Curve, Optimizer
-from train_tiny.rollout import STEPS, Editor, Memory, noised
+from train_tiny.rollout import STEPS, Editor, Memory, leaf, noised
+from train_tiny.speed import Captured, compile_each
 from train_tiny.streams import PairPool, PromptBook, World
 
 BATCH = 64
@@ -22,44 +21,62 @@ REFRESH = 12
 
 EARLY_WEIGHT = 0.3
 CYCLE_WEIGHT = 0.15
+JUMP_WEIGHT = 0.25
 
 
-def rollout(editor: Editor, group: Group, book: PromptBook, weights: Tensor, cycle: bool, trained: bool) -> Tensor:
-    """The loss of one more chunk, edited by the model itself; `trained` keeps the graph of what it writes."""
-    chunk, starts = group.next()
-    prompt = editor.prompt(*book.draw(group.world.rng, chunk.keys))
-    rope, past = editor.rope(starts, chunk.source.shape[2]), group.memory.past()
-    latent, early = torch.randn_like(chunk.target), int(group.world.rng.integers(len(STEPS) - 1))
-    loss = latent.new_zeros(())
-    for index, (time, sigma, following) in enumerate(STEPS):
-        learns = index in (early, len(STEPS) - 1)
-        with torch.set_grad_enabled(learns):
+class Teacher:
+    """How the model is taught from its own rollouts; `cycle` adds the way back."""
+
+    def __init__(self, editor: Editor, weights: Tensor, cycle: bool) -> None:
+        self.editor, self.weights, self.cycle = editor, weights, cycle
+
+    def step(
+        self, early: int, first: Lesson, second: Lesson, memory: Memory, backward: Memory
+    ) -> tuple[Tensor, Memory, Memory]:
+        """Losses of two chunks, the first of which is trained to be read, and the memories of both directions."""
+        losses, errors = [], []
+        memory, backward = memory.map(leaf), backward.map(leaf)
+        for lesson in (first, second):
+            latent, loss, error, memory = self.rollout(lesson, memory, early)
+            if self.cycle:
+                back, backward = self.cycle_reverse(lesson, latent, backward)
+                loss = loss + CYCLE_WEIGHT * back
+            losses.append(loss)
+            errors.append(error)
+        loss = (sum(losses) + JUMP_WEIGHT * self.jumps(torch.cat(errors, 2))) / 2
+        loss.backward()
+        return loss.detach(), memory.map(Tensor.detach), backward.map(Tensor.detach)
+
+    def rollout(self, lesson: Lesson, memory: Memory, early: int) -> tuple[Tensor, Tensor, Tensor, Memory]:
+        """A chunk edited in four steps, of which `early` and the last one learn: latent, loss, its error, memory."""
+        source, target, start, tokens, _ = lesson
+        prompt, rope, past = self.editor.prompt(*tokens), self.editor.rope(start, source.shape[2]), memory.past()
+        latent, loss = torch.randn_like(target), target.new_zeros(())
+        weight = self.weights * emphasis(source, target)
+        for index, (time, sigma, following) in enumerate(STEPS):
+            last, latent = index == len(STEPS) - 1, latent.detach()
+            # Under no_grad every block would be compiled once more: what nothing learns from is dropped instead.
             times = latent.new_full((len(latent),), time)
-            velocity, _ = editor.evaluate(latent, chunk.source, times, prompt, rope, past)
-            if learns:
-                weight = 1.0 if index == len(STEPS) - 1 else EARLY_WEIGHT
-                error = weighted_error(latent - sigma * velocity, chunk.target, weights).mean()
-                loss = loss + weight * error / sigma**2
-            latent = latent.detach() + (following - sigma) * velocity
-    with torch.set_grad_enabled(trained):
-        group.memory.append(editor.write(latent.detach(), chunk.source, prompt, rope, past))
-    if not cycle:
-        return loss
-    back = editor.prompt(*book.draw(group.world.rng, chunk.reversed_keys))
-    return loss + CYCLE_WEIGHT * cycle_reverse(editor, group.backward, chunk.source, latent, back, rope, weights)
+            velocity, _ = self.editor.evaluate(latent, source, times, prompt, rope, past)
+            error = (latent - sigma * velocity - target) / sigma
+            if last or index == early:
+                loss = loss + (1.0 if last else EARLY_WEIGHT) * (error.square() * weight).mean()
+            latent = latent + (following - sigma) * velocity
+        memory = memory.after(self.editor.write(latent.detach(), source, prompt, rope, past))
+        return latent, loss, error, memory
 
+    def jumps(self, error: Tensor) -> Tensor:
+        """How much the error (B, C, T, h, w) changes from latent to latent: what is seen as a jump between chunks."""
+        return ((error[:, :, 1:] - error[:, :, :-1]).square() * self.weights).mean()
 
-def cycle_reverse(
-    editor: Editor, memory: Memory, source: Tensor, edited: Tensor, prompt: Prompt, rope: Rope, weights: Tensor
-) -> Tensor:
-    """Flow matching back to the source chunk, given the edited one and the reverse prompt; it has caches of its own."""
-    past = memory.past()
-    time, noise = sample_times(len(edited), edited.device), torch.randn_like(edited)
-    latent = noised(source, noise, time)
-    velocity, _ = editor.evaluate(latent, edited, time, prompt, rope, past)
-    with torch.no_grad():
-        memory.append(editor.write(source, edited.detach(), prompt, rope, past))
-    return weighted_error(velocity, noise - source, weights).mean()
+    def cycle_reverse(self, lesson: Lesson, edited: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """Flow matching back to the source, given the edited chunk and the reverse prompt; the memory is its own."""
+        source = lesson.source
+        prompt, rope = self.editor.prompt(*lesson.back), self.editor.rope(lesson.start, source.shape[2])
+        past, time, noise = memory.past(), sample_times(len(source), source.device), torch.randn_like(source)
+        velocity, _ = self.editor.evaluate(noised(source, noise, time), edited, time, prompt, rope, past)
+        memory = memory.after(self.editor.write(source, edited.detach(), prompt, rope, past)).map(leaf)
+        return ((velocity - (noise - source)).square() * self.weights).mean(), memory
 
 
 def train_stream(
@@ -76,15 +93,16 @@ def train_stream(
     editor, clock = Editor(*parts, MODEL.geometry).to(world.device).train(), Clock(minutes, flat=0.2)
     weights = channel_weights(vae, world)
     pools = [PairPool(world, vae, size, length, min(batch, size), SWITCH) for length, size in (sizes or POOLS).items()]
+    compile_each([*editor.dit.blocks, *editor.text.model.layers], world.device)
+    step = Captured(Teacher(editor, weights, cycle).step, editor.parameters())
     optimizer = Optimizer([editor], muon=0.005, adam=7e-4, excluded=EXCLUDED)
-    average, curve = Average([editor], 0.998), Curve(clock, 25)
+    average, curve = Average([editor], 0.998), Curve(clock, 50)
     groups = [Group(pool, batch) for pool in pools]
     while clock.progress < 1:
         turn = curve.step % len(groups)
-        group = groups[turn]
-        loss = sum(rollout(editor, group, book, weights, cycle, trained) for trained in (True, False)) / 2
-        loss.backward()
-        group.memory.cut()
+        group, early = groups[turn], int(world.rng.integers(len(STEPS) - 1))
+        lessons = [group.next(book, cycle) for _ in range(2)]
+        loss, group.memory, group.backward = step(early, *lessons, group.memory, group.backward)
         norm = optimizer.step(clock.rate)
         average.update()
         curve.add(loss=loss, norm=norm)

@@ -36,7 +36,7 @@ class PromptBook:
     def draw(self, rng: np.random.Generator, wanted: list[str], held_out: bool = False) -> tuple[Tensor, Tensor]:
         """Ids and mask (B, N) of a random phrasing for every key."""
         rows = [rng.choice(self.rows[held_out][key]) for key in wanted]
-        index = torch.tensor(np.array(rows), device=self.ids.device)
+        index = torch.from_numpy(np.array(rows)).to(self.ids.device, non_blocking=True)
         return self.ids[index], self.mask[index]
 
 
@@ -151,29 +151,34 @@ class PairPool:
 
     def __init__(self, world: World, vae: VAE, size: int, length: int, batch: int, switch: float) -> None:
         self.world, self.vae, self.length, self.batch, self.switch = world, vae, length, batch, switch
-        self.batches = [self.record() for _ in range(size // batch)]
-        self.oldest = 0
+        self.size, self.oldest = size, 0
+        self.chunks = [room(chunk, size) for chunk in self.record()]
+        for _ in range(size // batch):
+            self.refresh()
 
     def record(self) -> list[Chunk]:
         stream = PairStream(self.world, self.vae, self.batch, self.switch)
-        return [stored(stream.next()) for _ in range(self.length)]
+        return [stream.next() for _ in range(self.length)]
 
     def refresh(self) -> None:
         """Replace the oldest batch of streams."""
-        self.batches[self.oldest] = self.record()
-        self.oldest = (self.oldest + 1) % len(self.batches)
+        rows = slice(self.oldest, self.oldest + self.batch)
+        for place, chunk in zip(self.chunks, self.record(), strict=True):
+            place.source[rows], place.target[rows], place.keys[rows] = chunk.source, chunk.target, chunk.keys
+        self.oldest = (self.oldest + self.batch) % self.size
 
     def draw(self, batch: int) -> list[Chunk]:
         """The chunks of `batch` random streams of the pool, which may start as different scenes."""
-        rows = self.world.rng.integers(0, len(self.batches) * self.batch, batch)
-        where = [(int(row) // self.batch, int(row) % self.batch) for row in rows]
-        return [self.gather(index, where) for index in range(self.length)]
-
-    def gather(self, index: int, where: list[tuple[int, int]]) -> Chunk:
-        chunks = [(self.batches[group][index], row) for group, row in where]
-        source, target = (torch.stack([getattr(c, name)[row] for c, row in chunks]) for name in ("source", "target"))
-        return Chunk(source, target, [c.keys[row] for c, row in chunks], chunks[0][0].start)
+        rows = self.world.rng.integers(0, self.size, batch)
+        index = torch.from_numpy(rows).to(self.world.device, non_blocking=True)
+        return [
+            Chunk(c.source[index].float(), c.target[index].float(), [c.keys[row] for row in rows], c.start)
+            for c in self.chunks
+        ]
 
 
-def stored(chunk: Chunk) -> Chunk:
-    return Chunk(chunk.source.bfloat16(), chunk.target.bfloat16(), chunk.keys, chunk.start)
+def room(chunk: Chunk, size: int) -> Chunk:
+    """Space for such a chunk of `size` streams, at half the precision."""
+    shape = (size, *chunk.source.shape[1:])
+    source, target = (torch.empty(shape, dtype=torch.bfloat16, device=chunk.source.device) for _ in range(2))
+    return Chunk(source, target, [""] * size, chunk.start)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sana_export.pixels import pixels_to_uint8, uint8_to_pixels
 from sana_export.vae import VAE, State
@@ -11,6 +11,7 @@ from sana_export.vae_keys import fill_vae
 from sana_runtime.geometry import StreamGeometry
 from train_tiny.model import MODEL
 from train_tiny.optim import Average, Clock, Curve, Optimizer
+from train_tiny.speed import Captured
 from train_tiny.streams import ClipPool, World
 
 SHORT, LONG = 33, 57
@@ -22,10 +23,10 @@ CROP = (96, 128)
 """Windows of the frame: smaller steps, and many more of them."""
 
 POOL = 384
-REFRESH = 10
+REFRESH = 16
 """Clips in the pool, and training steps between two renewals of some of them."""
 
-LATENT_NOISE = 0.08
+LATENT_NOISE = 0.06
 FLOOR = 5e-4
 """Added to a clip's squared error inside the logarithm: clips at 39 dB and better stop to matter."""
 
@@ -48,10 +49,9 @@ def train_vae(
     optimizer = Optimizer([vae], muon=0.025, adam=2e-3, excluded=("encoder.conv_in", "decoder.conv_out"))
     average, curve = Average([vae], 0.998), Curve(clock, 250)
     shapes = [(batch, SHORT)] * 3 + [(batch // 2, LONG)]
-    steps = {shape: gradient_step(vae, clips.draw(*shape, CROP)) for shape in dict.fromkeys(shapes)}
+    step = Captured(vae_step(vae), vae.parameters())
     while clock.progress < 1:
-        shape = shapes[curve.step % len(shapes)]
-        error = steps[shape](clips.draw(*shape, CROP))
+        error = step(clips.draw(*shapes[curve.step % len(shapes)], CROP))
         norm = optimizer.step(clock.rate)
         average.update()
         curve.add(psnr=10 * torch.log10(PEAK**2 / error), norm=norm)
@@ -62,10 +62,10 @@ def train_vae(
     return vae.eval(), curve.points
 
 
-def gradient_step(vae: VAE, example: Tensor) -> Callable[[Tensor], Tensor]:
-    """A function from clips to their mean squared error that leaves gradients behind; one CUDA graph, on a GPU."""
+def vae_step(vae: VAE) -> Callable[[Tensor], Tensor]:
+    """A function from clips to their mean squared error that leaves gradients behind."""
 
-    def compute(video: Tensor) -> Tensor:
+    def step(video: Tensor) -> Tensor:
         with torch.autocast(video.device.type, torch.bfloat16, enabled=video.is_cuda, cache_enabled=False):
             latent, _ = vae.encoder(video)
             noisy, spread = perturbed(latent.float())
@@ -74,39 +74,7 @@ def gradient_step(vae: VAE, example: Tensor) -> Callable[[Tensor], Tensor]:
         (torch.log(error + FLOOR).mean() + 0.01 * spread).backward()
         return error.detach().mean()
 
-    return graphed(compute, example, list(vae.parameters())) if example.is_cuda else compute
-
-
-def graphed(
-    compute: Callable[[Tensor], Tensor], example: Tensor, parameters: list[nn.Parameter]
-) -> Callable[[Tensor], Tensor]:
-    """`compute` as a CUDA graph: its thousand small kernels take longer to launch than to run."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            compute(example)
-            clear(parameters)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        error = compute(example)
-    gradients = [parameter.grad for parameter in parameters]
-    clear(parameters)
-
-    def replay(video: Tensor) -> Tensor:
-        example.copy_(video)
-        graph.replay()
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        return error
-
-    return replay
-
-
-def clear(parameters: list[nn.Parameter]) -> None:
-    for parameter in parameters:
-        parameter.grad = None
+    return step
 
 
 def perturbed(latent: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,122 @@
+"""The training of tiny: what it may assume about the model, and that its shortcuts change nothing."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sana_export.caches import GDNCache, KVCache
+from sana_export.dit import sinusoid
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+
+from train_tiny.collect import PACKAGES
+from train_tiny.dit_stage import emphasis, new_editor
+from train_tiny.evaluate import SHIFT, borders, paired_border_ratio
+from train_tiny.optim import orthogonalised
+from train_tiny.prompts import keys, phrases, reverse
+from train_tiny.rollout import Editor, attention_biases, empty_memory, resident_sinusoid
+from train_tiny.speed import Captured
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def editor() -> Editor:
+    return new_editor(0)
+
+
+@pytest.mark.parametrize("key", keys())
+def test_no_held_out_instruction_is_trained(key: str) -> None:
+    assert not set(phrases(key)) & set(phrases(key, held_out=True))
+
+
+def test_every_edit_has_a_way_back() -> None:
+    assert {reverse(key) for key in keys() if not key.startswith("undo/")} <= set(keys())
+
+
+def test_every_picture_is_in_the_list_of_licences() -> None:
+    listed = (ROOT / "docs" / "tiny-data.md").read_text()
+    names = [name.rpartition(".")[0] for _, files in PACKAGES.values() for name in files.split()]
+    assert [name for name in names if name not in listed] == []
+
+
+def test_instructions_read_in_training_are_those_read_when_served(editor: Editor) -> None:
+    ids = torch.randint(1, 1000, (2, 140))
+    mask = (torch.arange(140) < torch.tensor([[131], [140]])).long()
+    with torch.no_grad():
+        trained, served = editor.prompt(ids, mask), editor.dit.prompt(*editor.text(ids, mask))
+    assert torch.equal(trained.bias, served.bias)
+    real = served.bias[:, 0, 0] == 0
+    for one, other in zip(trained.k, served.k, strict=True):
+        assert torch.allclose(one.transpose(1, 2)[real], other.transpose(1, 2)[real], atol=1e-5)
+
+
+def test_an_instruction_does_not_see_its_padding() -> None:
+    bias = attention_biases(torch.tensor([[1, 1, 0]]))["full_attention"][0, 0]
+    assert (bias == 0).tolist() == [[True, False, False], [True, True, False], [True, True, False]]
+
+
+def test_times_are_embedded_as_in_the_model() -> None:
+    times = torch.tensor([0.0, 743.0, 1000.0])
+    assert torch.equal(resident_sinusoid(times), sinusoid(times))
+
+
+def caches(value: float) -> list[GDNCache | KVCache]:
+    full = torch.full((1, 1, 2, 4), value)
+    return [GDNCache(full, full, full), KVCache(full, full, full)]
+
+
+def test_a_memory_is_its_sink_and_its_newest_chunk() -> None:
+    memory = empty_memory()
+    assert memory.past() is None
+    memory = memory.after(caches(0))
+    assert memory.past() == memory.newest
+    linear, softmax = memory.after(caches(1)).after(caches(2)).past() or []
+    assert linear.tconv.unique().tolist() == [2]
+    assert isinstance(softmax, KVCache)
+    assert softmax.k[0, 0, :, 0].tolist() == [0, 0, 2, 2]
+
+
+def test_a_forgotten_first_chunk_is_still_one_chunk() -> None:
+    *_, softmax = empty_memory().after(caches(1)).map(torch.zeros_like).past() or []
+    assert isinstance(softmax, KVCache)
+    assert softmax.k.shape[2] == 2
+    assert not softmax.k.any()
+
+
+def test_a_small_edit_counts_more_where_it_is() -> None:
+    source = torch.zeros(2, 4, 3, 6, 6)
+    target = source.clone()
+    target[0, :, :, :2, :2] = 1
+    weight = emphasis(source, target)
+    assert torch.allclose(weight.mean(dim=(1, 2, 3, 4)), torch.ones(2))
+    assert weight[0, 0, 0, 0, 0] > 3 * weight[0, 0, 0, 5, 5]
+    assert weight[1].std() == 0
+
+
+def test_a_step_without_a_gpu_is_the_step_itself() -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+
+    def step(inputs: dict[str, torch.Tensor], factor: int) -> torch.Tensor:
+        loss = (factor * weight * inputs["x"]).sum()
+        loss.backward()
+        return loss.detach()
+
+    assert Captured(step, [weight])({"x": torch.arange(3.0)}, 2) == 6
+    assert weight.grad is not None
+    assert weight.grad.tolist() == [0, 2, 4]
+
+
+def test_the_border_ratio_does_not_see_motion() -> None:
+    motion = torch.rand(400) ** 2
+    jump = torch.where(borders(400), 1.5, 1.0)
+    assert paired_border_ratio(motion * jump, motion[SHIFT:] * jump[: 400 - SHIFT]) == pytest.approx(1.5)
+
+
+def test_an_update_of_muon_has_even_singular_values() -> None:
+    matrices = torch.randn(2, 24, 64, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalised(matrices))
+    assert values.min() > 0.5
+    assert values.max() < 1.5
