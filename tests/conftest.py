@@ -8,6 +8,8 @@ import pytest
 
 # Small tensors on busy cores: a second thread costs many times what it gains. Read when torch is first imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Kernels run in the interpreter; 0 runs them for real, on a GPU. Read when Triton is first imported.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))

@@ -1,0 +1,80 @@
+"""The kernel calls of one gated delta network evaluation, and the workspace between them, as plain data.
+
+Needs neither torch nor Triton: the operator, the compiler of cubins and the plugin all run this list.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sana_kernels.launch import Launch, Phase
+from sana_kernels.problem import NARROWEST, Problem
+
+EPSILON = 1e-8
+NORM_EPSILON = 1e-5
+NORM_ROWS, NORM_WIDTH, NORM_WARPS = 4, 1024, 4
+
+
+@dataclass(frozen=True)
+class Call:
+    """One launch: the kernel's tensor parameters are found by name, its other parameters are `constants`."""
+
+    kernel: str
+    grid: tuple[int, int, int]
+    warps: int
+    stages: int
+    constants: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What Triton's compiler is told; fusing multiply and add is named because its default differs by release."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A tensor between the phases."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def workspace(p: Problem) -> dict[str, Buffer]:
+    """What the phases hand to each other; what is erased only feeds products and has their type."""
+    operand = "bfloat16" if p.precision == "bf16" else "float32"
+    frames = p.all_frames
+    buffers = {
+        "erase_kv": Buffer((frames, p.key_pad, p.key_pad), operand),
+        "erase_z": Buffer((frames, p.key_pad, p.key_pad), operand),
+        "write_kv": Buffer((frames, p.value_pad, p.key_pad), "float32"),
+        "write_z": Buffer((frames, p.key_pad), "float32"),
+        "history_kv": Buffer((2, frames, p.value_pad, p.key_pad), operand),
+        "history_z": Buffer((2, frames, p.key_pad), "float32"),
+    }
+    if p.fused:
+        buffers |= {name: Buffer((p.heads, p.all_tokens), "float32") for name in ("strength", "root")}
+        buffers |= {"inverse_q": Buffer((p.all_tokens,), "float32"), "decay": Buffer((frames,), "float32")}
+    return buffers
+
+
+def calls(p: Problem, launch: Launch) -> list[Call]:
+    """The launches in order."""
+    rows = max(NARROWEST, p.value_pad // launch.scan.size)
+    blocks = -(-p.tokens // launch.readout.size)
+    splits = min(blocks, -(-launch.programs // p.all_frames))
+    readout = {"epsilon": EPSILON, "p": p, "TOKENS": launch.readout.size, "SPLITS": splits}
+    listed = [
+        _call("summaries", (p.all_frames, 2, 1), launch.summaries, {"p": p, "TOKENS": launch.summaries.size}),
+        _call("scan", (p.streams, p.value_pad // rows + 1, 2), launch.scan, {"p": p, "ROWS": rows}),
+        _call("readout", (p.all_frames, splits, 1), launch.readout, readout),
+    ]
+    return [_row_norms(p), *listed] if p.fused else listed
+
+
+def _call(kernel: str, grid: tuple[int, int, int], phase: Phase, constants: Mapping[str, Any]) -> Call:
+    return Call(kernel, grid, phase.warps, phase.stages, constants)
+
+
+def _row_norms(p: Problem) -> Call:
+    constants = {"epsilon": NORM_EPSILON, "p": p, "ROWS": NORM_ROWS, "WIDTH": NORM_WIDTH}
+    return Call("row_norms", (-(-p.all_tokens // NORM_ROWS), 2, 1), NORM_WARPS, 1, constants)

@@ -1,0 +1,74 @@
+"""Launch parameters per GPU architecture and precision, each with where it is from."""
+
+import logging
+from dataclasses import dataclass, replace
+from functools import cache
+
+PAPER = "paper, Table 5"
+RELEASE = "launch table of the released kernels, not in the paper"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Warps of a program, how many tokens it takes at a time (for the scan: tiles of the state), pipeline stages."""
+
+    warps: int
+    size: int
+    stages: int = 1
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How the three phases are launched: the figures of `source`, apart from what `changed` names.
+
+    `programs` is how many the readout is split into: two per multiprocessor, as frames alone do not fill a large card.
+    """
+
+    summaries: Phase
+    scan: Phase
+    readout: Phase
+    source: str = PAPER
+    changed: str = ""
+    programs: int = 0
+
+
+MULTIPROCESSORS = {80: 108, 86: 82, 89: 128, 90: 132, 100: 148, 120: 170, 121: 48}
+"""Of the largest card of each architecture that sana-build names (NVIDIA datasheets)."""
+
+TILED = "scan in 4 tiles: undivided it needs more than 99 KiB of shared memory"
+SHORT = "summaries of 32 tokens: 128 take more than a minute to compile in fp32"
+
+ROWS = {
+    (80, "fp32"): Launch(Phase(16, 32), Phase(32, 4), Phase(16, 32)),
+    (80, "tf32"): Launch(Phase(16, 32), Phase(8, 4, 2), Phase(16, 32)),
+    (80, "bf16"): Launch(Phase(8, 32), Phase(8, 4, 2), Phase(4, 32)),
+    (86, "fp32"): Launch(Phase(16, 32), Phase(4, 8), Phase(16, 32), RELEASE),
+    (86, "tf32"): Launch(Phase(16, 32), Phase(8, 4), Phase(16, 32), RELEASE, TILED),
+    (86, "bf16"): Launch(Phase(8, 32), Phase(8, 1), Phase(4, 32), RELEASE),
+    (89, "fp32"): Launch(Phase(16, 32), Phase(4, 8), Phase(16, 32), RELEASE),
+    (89, "tf32"): Launch(Phase(16, 32), Phase(8, 4), Phase(16, 32), RELEASE, TILED),
+    (89, "bf16"): Launch(Phase(8, 32), Phase(8, 1), Phase(4, 32), RELEASE),
+    (90, "fp32"): Launch(Phase(8, 32), Phase(32, 4), Phase(16, 32)),
+    (90, "tf32"): Launch(Phase(8, 32), Phase(8, 4, 2), Phase(16, 32)),
+    (90, "bf16"): Launch(Phase(8, 64), Phase(8, 4, 2), Phase(8, 32)),
+    (100, "fp32"): Launch(Phase(8, 32), Phase(4, 8), Phase(4, 64), PAPER, SHORT),
+    (100, "tf32"): Launch(Phase(8, 32), Phase(8, 4, 2), Phase(4, 64), PAPER, SHORT),
+    (100, "bf16"): Launch(Phase(4, 64), Phase(8, 4, 2), Phase(8, 64)),
+    (120, "fp32"): Launch(Phase(8, 16), Phase(4, 8), Phase(8, 16)),
+    (120, "tf32"): Launch(Phase(8, 16), Phase(8, 8), Phase(8, 16)),
+    (120, "bf16"): Launch(Phase(8, 32), Phase(8, 8), Phase(4, 32)),
+    (121, "fp32"): Launch(Phase(8, 16), Phase(4, 8), Phase(8, 16)),
+    (121, "tf32"): Launch(Phase(8, 16), Phase(8, 4), Phase(8, 16), PAPER, TILED),
+    (121, "bf16"): Launch(Phase(8, 32), Phase(8, 1), Phase(4, 32)),
+}
+
+LAUNCHES = {key: replace(row, programs=2 * MULTIPROCESSORS[key[0]]) for key, row in ROWS.items()}
+
+
+@cache
+def launch_for(sm: int, precision: str) -> Launch:
+    """The row of an architecture; one without a row takes the nearest, which is logged once."""
+    nearest = min(MULTIPROCESSORS, key=lambda known: (abs(known - sm), known))
+    if nearest != sm:
+        logging.getLogger(__name__).warning("no launch parameters for sm_%d: using those of sm_%d", sm, nearest)
+    return LAUNCHES[nearest, precision]

@@ -1,0 +1,83 @@
+"""What a gated delta network call is about: sizes, precision, and where the rows of its tensors lie."""
+
+from dataclasses import dataclass
+
+NARROWEST = 16
+"""The smallest side of a product on tensor cores."""
+
+WIDEST = 128
+"""The widest head whose sums fit in the registers of one program."""
+
+
+def padded(width: int) -> int:
+    """The next power of two, which is what kernels compute on."""
+    return max(NARROWEST, 1 << (width - 1).bit_length())
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Elements between the rows of neighbouring tokens, per tensor."""
+
+    q: int
+    k: int
+    v: int
+    beta: int
+    gate: int = 0
+    rate: int = 0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One chunk of `frames` frames of `tokens` tokens. It is a compile-time constant of every kernel.
+
+    `fused` operands are raw projections (B, N, C), the others are prepared (B, h, T, S, d). `carried`: there is a
+    state from the chunk before. `own_angles`: every batch row has its own rotary angles.
+    """
+
+    # Not `key` and `value`: Triton wraps constants in an object that has a `value` of its own.
+    batch: int
+    heads: int
+    frames: int
+    tokens: int
+    key_dim: int
+    value_dim: int
+    precision: str
+    carried: bool
+    rows: Rows
+    fused: bool = False
+    own_angles: bool = False
+
+    @property
+    def streams(self) -> int:
+        """Independent recurrences: one per head of each batch row."""
+        return self.batch * self.heads
+
+    @property
+    def all_frames(self) -> int:
+        return self.streams * self.frames
+
+    @property
+    def all_tokens(self) -> int:
+        """Rows of a raw projection."""
+        return self.batch * self.frames * self.tokens
+
+    @property
+    def hidden(self) -> int:
+        return self.heads * self.key_dim
+
+    @property
+    def key_scale(self) -> float:
+        """What normed keys are multiplied by."""
+        return (self.key_dim * self.tokens) ** -0.5
+
+    @property
+    def head_pad(self) -> int:
+        return padded(self.heads)
+
+    @property
+    def key_pad(self) -> int:
+        return padded(self.key_dim)
+
+    @property
+    def value_pad(self) -> int:
+        return padded(self.value_dim)

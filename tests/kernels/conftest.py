@@ -1,0 +1,39 @@
+"""Where the kernels are tested: in Triton's interpreter on CPU tensors, or on a GPU with TRITON_INTERPRET=0."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import triton
+import triton.language as tl
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+DOT, CAST = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
+
+
+def widened(operand: TensorHandle) -> TensorHandle:
+    """The interpreter keeps bfloat16 as its bits, and would multiply those."""
+    if operand.dtype.scalar != tl.bfloat16:
+        return operand
+    return TensorHandle((operand.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+
+def create_dot(self: InterpreterBuilder, a: TensorHandle, b: TensorHandle, *rest: Any) -> TensorHandle:
+    return DOT(self, widened(a), widened(b), *rest)
+
+
+def cast_impl(self: InterpreterBuilder, source: TensorHandle, wanted: tl.dtype) -> TensorHandle:
+    """The interpreter cuts bits off where hardware rounds to the nearest bfloat16."""
+    if (source.dtype.scalar, wanted.scalar) != (tl.float32, tl.bfloat16):
+        return CAST(self, source, wanted)
+    rounded = torch.from_numpy(np.ascontiguousarray(source.data)).bfloat16()
+    return TensorHandle(rounded.view(torch.uint16).numpy(), tl.bfloat16)
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    if not triton.knobs.runtime.interpret:
+        return torch.device("cuda")
+    InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl = create_dot, cast_impl
+    return torch.device("cpu")

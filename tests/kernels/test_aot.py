@@ -1,0 +1,32 @@
+"""The kernels compile for every card that sana-build names, on a machine without a GPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sana_kernels.aot import SHARED_LIMITS
+from sana_kernels.launch import LAUNCHES
+
+SCRIPT = Path(__file__).with_name("compile_ahead.py")
+KERNELS = Path(__file__).parents[2] / "kernels"
+
+
+# TF32 products of Hopper take other layouts than any other card or precision here.
+@pytest.mark.parametrize(
+    ("sm", "precision"), [(86, "bf16"), (89, "bf16"), (90, "bf16"), (90, "tf32"), (120, "bf16"), (121, "bf16")]
+)
+def test_the_kernels_compile_for(sm: int, precision: str) -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(KERNELS)}
+    command = [sys.executable, str(SCRIPT), str(sm), precision]
+    printed = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+    cubins = json.loads(printed)[precision]
+    assert [cubin["entry"] for cubin in cubins] == ["row_norms", "summaries", "scan", "readout"]
+    assert all(0 < cubin["shared"] <= SHARED_LIMITS[sm] and cubin["bytes"] > 0 for cubin in cubins)
+
+
+def test_every_architecture_has_a_row_for_every_precision() -> None:
+    assert set(LAUNCHES) == {(sm, precision) for sm in SHARED_LIMITS for precision in ("fp32", "tf32", "bf16")}
