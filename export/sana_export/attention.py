@@ -1,10 +1,13 @@
 """The three attentions of a transformer block: gated delta network, windowed softmax, and cross (spec 3.7 to 3.9)."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sana_export.caches import GDNCache, KVCache
+from sana_export.dtypes import upcast
 from sana_export.rope import Rope, rotate
 from sana_kernels.naive import State, gdn
 
@@ -14,11 +17,6 @@ PADDING_BIAS = -10000.0
 
 Operands = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 """q, k, v, q_rot, k_rot, beta and decay, as sana_kernels.naive.gdn takes them."""
-
-
-def upcast(x: Tensor) -> Tensor:
-    """x in float32, or in float64 where it already is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class RMSNorm(nn.Module):
@@ -83,13 +81,14 @@ class GDNAttention(GatedSelfAttention):
         self.gate_proj = nn.Linear(hidden, heads)
         self.A_log = nn.Parameter(torch.zeros(heads))
         self.dt_bias = nn.Parameter(torch.zeros(heads))
+        self.core: Callable[..., tuple[Tensor, State]] = gdn
 
     def forward(
         self, x: Tensor, frames: int, rope: Rope, past: GDNCache | None, past_bias: Tensor | None
     ) -> tuple[Tensor, State]:
         """x (B, N, C) of `frames` frames; returns (B, N, C) and the state after the last frame."""
         carried = None if past is None else State(past.state_kv, past.state_z)
-        attended, state = gdn(*self.operands(x, frames, rope), carried)
+        attended, state = self.core(*self.operands(x, frames, rope), carried)
         return self.finish(attended.flatten(2, 3), x), state
 
     def operands(self, x: Tensor, frames: int, rope: Rope) -> Operands:

@@ -15,6 +15,7 @@ from torch import Tensor
 from sana_export import dit_keys, vae_keys
 from sana_export.configs import DiTConfig, ModelConfig, VAEConfig
 from sana_export.dit import DiT
+from sana_export.dtypes import blank
 from sana_export.layout import RANDOM, SHIPPED, Parts, find_parts, shipped
 from sana_export.random_weights import fill_dit
 from sana_export.tensor_files import check_tensors, read_tensors
@@ -27,7 +28,7 @@ __all__ = ["Checkpoint", "FileCheckpoint", "RandomCheckpoint", "check_tensors", 
 
 
 class Checkpoint(Protocol):
-    """The weights of one model; every load returns a module in evaluation mode, in FP32."""
+    """The weights of one model; every load returns a module in evaluation mode, in `dtype`."""
 
     def describe(self) -> str:
         """One line for a person and for the manifest."""
@@ -45,11 +46,11 @@ class Checkpoint(Protocol):
         """The `tokenizer.json` that belongs to the text encoder."""
         ...
 
-    def load_dit(self, config: DiTConfig) -> DiT: ...
+    def load_dit(self, config: DiTConfig, dtype: torch.dtype = torch.float32) -> DiT: ...
 
-    def load_vae(self, config: VAEConfig) -> VAE: ...
+    def load_vae(self, config: VAEConfig, dtype: torch.dtype = torch.float32) -> VAE: ...
 
-    def load_text(self, model: ModelConfig) -> TextEncoder: ...
+    def load_text(self, model: ModelConfig, dtype: torch.dtype = torch.float32) -> TextEncoder: ...
 
 
 def resolve(spec: str, model: ModelConfig) -> Checkpoint:
@@ -87,18 +88,18 @@ class RandomCheckpoint:
     def tokenizer_path(self) -> Path:
         return tiny_tokenizer(vocabulary(self.model))
 
-    def load_dit(self, config: DiTConfig) -> DiT:
-        dit = DiT(config).eval()
+    def load_dit(self, config: DiTConfig, dtype: torch.dtype = torch.float32) -> DiT:
+        dit = blank(lambda: DiT(config), dtype)
         fill_dit(dit, self.seed)
         return dit
 
-    def load_vae(self, config: VAEConfig) -> VAE:
-        vae = VAE(config).eval()
+    def load_vae(self, config: VAEConfig, dtype: torch.dtype = torch.float32) -> VAE:
+        vae = blank(lambda: VAE(config), dtype)
         vae_keys.fill_vae(vae, self.seed)
         return vae
 
-    def load_text(self, model: ModelConfig) -> TextEncoder:
-        encoder = gemma(gemma_fields(model))
+    def load_text(self, model: ModelConfig, dtype: torch.dtype = torch.float32) -> TextEncoder:
+        encoder = gemma(gemma_fields(model), dtype)
         fill_gemma(encoder, self.seed)
         return TextEncoder(encoder, model.dit.text_tokens).eval()
 
@@ -127,9 +128,9 @@ class FileCheckpoint:
     def tokenizer_path(self) -> Path:
         return self.parts.text / "tokenizer.json"
 
-    def load_dit(self, config: DiTConfig) -> DiT:
+    def load_dit(self, config: DiTConfig, dtype: torch.dtype = torch.float32) -> DiT:
         """Raises CheckpointError for a damaged file or another architecture."""
-        dit = DiT(config).eval()
+        dit = blank(lambda: DiT(config), dtype)
         dit.load_state_dict(dit_keys.from_released(config, self._dit_tensors(config)))
         return dit
 
@@ -139,9 +140,9 @@ class FileCheckpoint:
         check_tensors(str(self.parts.dit), dit_keys.released_shapes(config), tensors, dit_keys.OPTIONAL)
         return tensors
 
-    def load_vae(self, config: VAEConfig) -> VAE:
+    def load_vae(self, config: VAEConfig, dtype: torch.dtype = torch.float32) -> VAE:
         """Raises CheckpointError for a damaged file or another architecture."""
-        vae = VAE(config).eval()
+        vae = blank(lambda: VAE(config), dtype)
         vae.load_state_dict(vae_keys.from_released(self._vae_tensors(config)))
         return vae
 
@@ -152,9 +153,9 @@ class FileCheckpoint:
         check_tensors(str(self.parts.vae_weights), vae_keys.released_shapes(config), tensors)
         return tensors
 
-    def load_text(self, model: ModelConfig) -> TextEncoder:
+    def load_text(self, model: ModelConfig, dtype: torch.dtype = torch.float32) -> TextEncoder:
         """Raises CheckpointError for a damaged file, or an encoder that is not the Gemma-2 this model was made for."""
-        encoder = gemma(self._text_fields(model))
+        encoder = gemma(self._text_fields(model), dtype)
         # The head that predicts words may be in the file; only what comes before it is used.
         tensors = {
             key: value for key, value in read_tensors(self.parts.text_weights).items() if key != "lm_head.weight"

@@ -33,7 +33,7 @@ class GatedMBConv(nn.Module):
         # The frame right of a chunk is unknown when the chunk is computed, and counts as zero even inside a clip.
         padded = torch.cat([left.unsqueeze(1), point, zeros.unsqueeze(1)], dim=1)
         taps = torch.cat([padded[:, :-2], point, padded[:, 2:]], dim=-1)
-        return (point + self.t_conv(taps)).flatten(1, 2), point[:, -1]
+        return point.flatten(1, 2) + self.t_conv(taps.flatten(1, 2)), point[:, -1]
 
     def per_frame(self, x: Tensor, grid: Grid) -> Tensor:
         """Everything before the temporal layer, (B, N, C) to (B, N, C)."""

@@ -22,17 +22,25 @@ PIXEL_LIMIT = 1 / 255
 
 def export(graph: Graph, path: Path) -> None:
     """Write `graph` as an ONNX file with static shapes; raises BuildError naming the stage variant."""
+    model = trace(graph)
+    strip_metadata(model)
     path.parent.mkdir(parents=True, exist_ok=True)
+    external = f"{path.name}.data" if _weight_bytes(model) > EXTERNAL_DATA_BYTES else None
+    ir.save(model, path, external_data=external)
+
+
+def trace(graph: Graph, optimize: bool = True) -> ir.Model:
+    """`graph` as an ONNX model whose weights are the module's own; raises BuildError naming the stage variant.
+
+    Optimised, constants are folded: among them the transposed weights of all Linears, which copies them.
+    """
     try:
-        program = _trace(graph)
+        return _exported(graph, optimize).model
     except Exception as error:
         raise BuildError(f"{graph.stage}/{graph.variant} cannot be exported to ONNX: {error}") from error
-    strip_metadata(program.model)
-    external = f"{path.name}.data" if _weight_bytes(program.model) > EXTERNAL_DATA_BYTES else None
-    ir.save(program.model, path, external_data=external)
 
 
-def _trace(graph: Graph) -> torch.onnx.ONNXProgram:
+def _exported(graph: Graph, optimize: bool) -> torch.onnx.ONNXProgram:
     # It warns at every export that torchvision, which nothing here uses, is not installed.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.inference_mode():
@@ -45,6 +53,7 @@ def _trace(graph: Graph) -> torch.onnx.ONNXProgram:
             input_names=list(graph.inputs),
             output_names=list(graph.outputs),
             verbose=False,
+            optimize=optimize,
         )
     assert program is not None
     return program

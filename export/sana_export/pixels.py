@@ -7,12 +7,13 @@ from torch import Tensor
 
 def uint8_to_pixels(frames: Tensor) -> Tensor:
     """uint8 (B, F, H, W, 3) to float32 (B, 3, F, H, W) in [-1, 1]."""
-    return (frames.permute(0, 4, 1, 2, 3).float() / 255 - 0.5) / 0.5
+    # TensorRT converts uint8 and can do nothing else with it.
+    return (frames.float().permute(0, 4, 1, 2, 3) / 255 - 0.5) / 0.5
 
 
 def pixels_to_uint8(video: Tensor) -> Tensor:
     """Float (B, 3, F, H, W), nominally in [-1, 1], to uint8 (B, F, H, W, 3): clamped, then truncated."""
-    return (127.5 * video + 127.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1)
+    return (127.5 * video + 127.5).clamp(0, 255).permute(0, 2, 3, 4, 1).to(torch.uint8)
 
 
 def resize_and_crop(frames: Tensor, height: int, width: int) -> Tensor:

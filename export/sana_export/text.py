@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Gemma2Config, Gemma2Model
+from transformers.initialization import no_init_weights
 
 from sana_runtime.errors import ConfigError
 from sana_runtime.prompts import PromptTokenizer
@@ -36,11 +37,12 @@ class TextEncoder(nn.Module):
         return torch.cat([x[:, :1], x[:, x.shape[1] - self.text_tokens + 1 :]], dim=1)
 
 
-def gemma(fields: Mapping[str, Any]) -> Gemma2Model:
-    """An untrained Gemma-2 decoder stack that can be traced, from fields of its `config.json`."""
+def gemma(fields: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> Gemma2Model:
+    """A Gemma-2 decoder stack that can be traced, from fields of its `config.json`, its weights to be filled."""
     config = Gemma2Config.from_dict({**fields, "use_cache": False})
-    # The released configuration asks for BF16; precision is the build's choice, so the model itself is FP32.
-    return Gemma2Model._from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
+    with no_init_weights():
+        # The released configuration asks for BF16; precision is the build's choice.
+        return Gemma2Model._from_config(config, attn_implementation="eager", dtype=dtype).eval()
 
 
 def fill_gemma(model: Gemma2Model, seed: int) -> None:

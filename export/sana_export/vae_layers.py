@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sana_export.dtypes import upcast
 from sana_runtime.errors import ConfigError
 
 Stride = tuple[int, int, int]
@@ -37,10 +38,10 @@ class Carry:
 
 
 class TemporalConv(nn.Module):
-    """3x3x3 convolution over (B, F, C, H, W), its three temporal taps stacked on channels: one 2-D convolution.
+    """3x3x3 convolution over (B, F, C, H, W); the weight has its three temporal taps stacked on channels.
 
-    onnxruntime runs this 1.3 times as fast as the 3-D convolution on a CPU. Rows and columns are padded by one, with
-    zeros or by reflection; frames by two on the left (causal) or one on each side, always by replication.
+    Rows and columns are padded by one, with zeros or by reflection; frames by two on the left (causal) or one on each
+    side, always by replication.
     """
 
     def __init__(self, channels_in: int, channels_out: int, reflect: bool, causal: bool) -> None:
@@ -49,21 +50,34 @@ class TemporalConv(nn.Module):
         self.bias = nn.Parameter(torch.empty(channels_out))
         self.reflect = reflect
         self.causal = causal
+        self.stacked = True
         self.name = ""
 
     def forward(self, x: Tensor, carry: Carry) -> Tensor:
-        batch, frames = x.shape[:2]
         x = carry.extend(self.name, x) if self.causal else torch.cat([x[:, :1], x, x[:, -1:]], dim=1)
         if self.reflect:
-            x = F.pad(x.flatten(0, 1), (1, 1, 1, 1), mode="reflect").unflatten(0, (batch, frames + 2))
+            batch = x.shape[0]
+            x = F.pad(x.flatten(0, 1), (1, 1, 1, 1), mode="reflect").unflatten(0, (batch, -1))
+        return self._planes(x) if self.stacked else self._volume(x)
+
+    def _planes(self, x: Tensor) -> Tensor:
+        """One 2-D convolution over stacked frames: onnxruntime runs it 1.3 times as fast as the 3-D one on a CPU."""
+        batch, frames = x.shape[0], x.shape[1] - CONTEXT
         taps = torch.cat([x[:, tap : tap + frames] for tap in range(3)], dim=2).flatten(0, 1)
         y = F.conv2d(taps, self.weight, self.bias, padding=0 if self.reflect else 1)
         return y.unflatten(0, (batch, frames))
 
+    def _volume(self, x: Tensor) -> Tensor:
+        """The 3-D convolution: in an engine for a GPU it needs a quarter less memory, as it stacks no frames."""
+        weight = self.weight.unflatten(1, (3, -1)).transpose(1, 2)
+        padding = 0 if self.reflect else (0, 1, 1)
+        return F.conv3d(x.transpose(1, 2), weight, self.bias, padding=padding).transpose(1, 2)
+
 
 def channel_norm(x: Tensor) -> Tensor:
-    """RMS norm of (B, F, C, H, W) over channels, without weights."""
-    return x * torch.rsqrt(x.square().mean(dim=2, keepdim=True) + 1e-8)
+    """RMS norm of (B, F, C, H, W) over channels, without weights; the mean is taken in float32."""
+    # Only the mean: an engine would write the whole of a wide x to memory between its two kernels.
+    return x * torch.rsqrt(upcast(x).square().mean(dim=2, keepdim=True) + 1e-8).to(x.dtype)
 
 
 class ResnetBlock(nn.Module):

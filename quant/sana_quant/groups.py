@@ -1,5 +1,7 @@
 """The layers of the transformer whose precision is a choice, in the paper's ten groups (spec 10)."""
 
+from dataclasses import dataclass
+
 GROUPS = {
     "SA-Q": "attn.q",
     "SA-K": "attn.k",
@@ -28,6 +30,22 @@ HIGH_PRECISION = (
 """Modules with weights that no policy lowers. The paper does not name y_embedder, which runs once per prompt."""
 
 SHALLOW_SHARE = 0.3
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a group: `path` is its module in the transformer, and the name of its node in every graph."""
+
+    path: str
+    group: str
+    block: int
+
+
+def layers(depth: int) -> list[Layer]:
+    """Every layer of the groups in `depth` blocks."""
+    return [
+        Layer(f"blocks.{block}.{module}", group, block) for block in range(depth) for group, module in GROUPS.items()
+    ]
 
 
 def block_ranges(depth: int) -> dict[str, range]:

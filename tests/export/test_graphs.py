@@ -20,6 +20,7 @@ from sana_runtime.denoiser import DenoiserStage
 from sana_runtime.engine import TensorSpec, check_feeds, load_engine
 from sana_runtime.errors import BuildError
 from sana_runtime.manifest import Manifest
+from sana_runtime.memory import HostMemory
 from sana_runtime.schedule import chunk_noise, streaming_schedule
 from sana_runtime.stages import Request
 
@@ -29,6 +30,8 @@ MASK = (torch.arange(MICRO.dit.text_tokens) < 20).float()[None]
 
 class TorchEngine:
     """A graph evaluated by PyTorch, behind the interface of an engine."""
+
+    memory = HostMemory()
 
     def __init__(self, graph: graphs.Graph) -> None:
         self.graph = graph

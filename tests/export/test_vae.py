@@ -17,7 +17,7 @@ from sana_export.vae_keys import (
     released_shapes,
     to_released,
 )
-from sana_export.vae_layers import patchify, shuffle, unpatchify, unshuffle
+from sana_export.vae_layers import TemporalConv, patchify, shuffle, unpatchify, unshuffle
 from sana_runtime.errors import CheckpointError, ConfigError, RequestError
 
 # Tensors this small are slower, by far, when busy cores have to wait for one another.
@@ -71,6 +71,20 @@ def test_decoder_in_calls_equals_whole_clip(vae: VAE, sizes: list[int]) -> None:
     whole, _ = vae.decoder(latent)
     assert whole.shape == (2, 3, 41, 32, 48)
     assert relative(in_calls(vae.decoder, latent, sizes), whole) < LIMIT
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_the_form_for_engines_is_the_same_network(part: str) -> None:
+    vae = filled(MICRO.vae)
+    network = getattr(vae, part)
+    channels, frames = (3, 9) if part == "encoder" else (MICRO.vae.latent_channels, 2)
+    x = torch.randn(1, channels, frames, 32, 48, generator=torch.Generator().manual_seed(0))
+    stacked, _ = network(x, None)
+    for module in network.modules():
+        if isinstance(module, TemporalConv):
+            module.stacked = False
+    volume, _ = network(x, None)
+    assert relative(volume, stacked) < LIMIT
 
 
 def test_frames_per_call(vae: VAE) -> None:

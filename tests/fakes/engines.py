@@ -9,6 +9,7 @@ from sana_runtime.engine import TensorSpec, check_feeds
 from sana_runtime.errors import EngineError
 from sana_runtime.geometry import StreamGeometry
 from sana_runtime.manifest import Manifest
+from sana_runtime.memory import HostMemory
 from sana_runtime.stages import Request
 
 GEOMETRY = StreamGeometry(height=4, width=8, latent_channels=2, spatial_ratio=4, max_latents=14)
@@ -35,6 +36,7 @@ class FakeEngine:
     """Checks its feeds like a real engine, then computes `function`; counts calls and fails while `failing`."""
 
     outputs: tuple[TensorSpec, ...] = ()
+    memory = HostMemory()
 
     def __init__(self, function: Callable[..., dict[str, np.ndarray]], **inputs: tuple[str, tuple[int, ...]]) -> None:
         self.inputs = tuple(TensorSpec(name.replace("__", "."), *spec) for name, spec in inputs.items())

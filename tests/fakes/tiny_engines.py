@@ -264,7 +264,7 @@ GRAPHS = {
 
 def write_fake_repository(path: Path, streams: int = 2, chunks: int = 8, idle_seconds: float = 30.0) -> Manifest:
     """Package the fake pipeline at `path` for `streams` streams of at most `chunks` chunks each."""
-    engines: dict[str, dict[str, EngineEntry]] = {}
+    engines: dict[str, dict[str, list[EngineEntry]]] = {}
     for (stage, variant), graph in GRAPHS.items():
         file = path / stage / "1" / f"{variant}.onnx"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -272,13 +272,13 @@ def write_fake_repository(path: Path, streams: int = 2, chunks: int = 8, idle_se
         engine = load_engine("onnxruntime", file)
         tensors = describe(engine.inputs), describe(engine.outputs)
         relative = str(file.relative_to(path))
-        engines.setdefault(stage, {})[variant] = EngineEntry(relative, "onnxruntime", *tensors, error={})
+        engines.setdefault(stage, {})[variant] = [EngineEntry(relative, "onnxruntime", *tensors, error={})]
     (path / "text_encoder" / "1" / "tokenizer.json").write_text(json.dumps(tokenizer()))
     return package(path, fake_manifest(engines, streams, chunks, idle_seconds))
 
 
 def fake_manifest(
-    engines: dict[str, dict[str, EngineEntry]], streams: int, chunks: int, idle_seconds: float
+    engines: dict[str, dict[str, list[EngineEntry]]], streams: int, chunks: int, idle_seconds: float
 ) -> Manifest:
     return Manifest(
         model="fake",
