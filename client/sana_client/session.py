@@ -92,6 +92,11 @@ class Session:
         """Chunks sent since the last start."""
         return self._sequence.sent
 
+    @property
+    def broken(self) -> ClientError | None:
+        """What broke the stream, None while it works; it shows without anything being sent."""
+        return self._broken
+
     async def send(self, frames: np.ndarray, prompt: str, last: bool = False) -> int:
         """Send the next chunk, uint8 (F, H, W, 3), as soon as fewer than `in_flight` are unanswered; its index.
 

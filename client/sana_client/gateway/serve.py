@@ -1,0 +1,109 @@
+"""Running a gateway: its socket, its folder, and an end that lets live sessions finish."""
+
+import asyncio
+import logging
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from sana_client.errors import UsageError
+from sana_client.gateway.app import make_app
+from sana_client.gateway.hub import Hub, log
+from sana_client.gateway.settings import Settings
+
+PREFIX = "sana-gateway-"
+UNANSWERED_MS = 15000
+DRAIN_SECONDS = 20.0
+CONNECTIONS = 512
+
+
+def make_folder() -> Path:
+    """A new folder for uploads and results; folders of gateways that died are removed."""
+    root = Path(tempfile.gettempdir())
+    for stale in root.glob(f"{PREFIX}*"):
+        owner = stale.name.removeprefix(PREFIX).partition("-")[0]
+        if stale.owner() == root_owner() and owner.isdecimal() and not Path("/proc", owner).exists():
+            shutil.rmtree(stale, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=root))
+
+
+def root_owner() -> str:
+    """The name of the user that this process runs as."""
+    import pwd
+
+    return pwd.getpwuid(os.getuid()).pw_name
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; raises UsageError when the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listening = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise UsageError(f"{host}:{port} cannot be opened ({error.strerror}): choose another port") from None
+    # A peer that stops reading would otherwise keep its connection, and what is buffered for it, for ever.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNANSWERED_MS)
+    return listening
+
+
+class Server(uvicorn.Server):
+    """Ends on the first signal, after the live sessions; on a second one at once."""
+
+    def __init__(self, app: ASGIApp, hub: Hub) -> None:
+        settings = hub.settings
+        super().__init__(
+            uvicorn.Config(
+                app,
+                ws_max_size=settings.message_bytes,
+                ws_ping_interval=settings.ping_seconds,
+                ws_ping_timeout=settings.ping_seconds,
+                # Frames are compressed already.
+                ws_per_message_deflate=False,
+                limit_concurrency=CONNECTIONS,
+                timeout_graceful_shutdown=5,
+                access_log=False,
+                log_config=None,
+                lifespan="on",
+            )
+        )
+        self._hub = hub
+        self._draining: asyncio.Task[None] | None = None
+
+    def handle_exit(self, sig: int, frame: object) -> None:
+        if self._draining or self.should_exit:
+            self.should_exit = self.force_exit = True
+            return
+        self._draining = asyncio.get_running_loop().create_task(self._drain())
+
+    async def _drain(self) -> None:
+        await self._hub.drain(DRAIN_SECONDS)
+        self.should_exit = True
+
+
+def run(settings: Settings, model_server: AbstractContextManager[object], ready: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT, inside `model_server`; `ready` gets the page's address.
+
+    Whatever is wrong with the settings is raised as UsageError before the model server starts.
+    """
+    app, hub = make_app(settings)
+    listening = listen(settings.host, settings.port)
+    host, port = listening.getsockname()[:2]
+    with model_server:
+        ready(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
+        asyncio.run(Server(app, hub).serve([listening]))
+
+
+def log_to_stderr() -> None:
+    """One line of JSON per event on stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
