@@ -13,7 +13,7 @@ APT := $(if $(filter 0,$(shell id -u)),,sudo) apt-get install --yes
 VERSION = $$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 HAS_LIBPYTHON = $(BIN)/python -c 'from sana_build.bundle import find_libpython; find_libpython()' 2>/dev/null
 
-.PHONY: help setup demo test style types bench quality clean
+.PHONY: help setup demo live browser test style types bench bench-gpu quality search clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -35,7 +35,14 @@ demo: setup ## compile the tiny model, serve it, edit the shipped clip: see out/
 	$(BIN)/sana-build --model tiny --gpu cpu --output out/repo
 	$(BIN)/python examples/demo.py
 
-test: setup ## run the whole test suite
+live: setup ## compile the tiny model, and open it to a browser: webcam, files, several viewers
+	test -f out/repo/manifest.json || $(BIN)/sana-build --model tiny --gpu cpu --output out/repo
+	$(BIN)/sana-gateway up out/repo --media assets
+
+browser:
+	@command -v chromium chromium-browser google-chrome >/dev/null || $(APT) chromium || echo 'no Chromium: the tests of the page are skipped'
+
+test: setup browser ## run the whole test suite
 	$(BIN)/python -m pytest
 
 style: setup ## check formatting and lint
@@ -48,8 +55,17 @@ types: setup ## check types
 bench: setup ## measure the served pipeline against its stages
 	$(BIN)/python benchmarks/serving.py
 
+bench-gpu: setup ## check and time the GDN kernels, on a machine with a GPU
+	$(BIN)/python benchmarks/gdn_gpu.py
+
 quality: setup ## measure the edits of the tiny checkpoint through the server
 	$(BIN)/python benchmarks/tiny_quality.py
+
+search: setup ## search the precision policy of the tiny model: docs/search-tiny.md
+	$(BIN)/sana-build search --model tiny --gpu rtx5090 --workers 2 --output out/search-tiny
+	mkdir -p docs/search-tiny
+	cp out/search-tiny/*.png out/search-tiny/*.jpg docs/search-tiny
+	sed 's,](,](search-tiny/,' out/search-tiny/report.md > docs/search-tiny.md
 
 clean: ## remove what the other targets made
 	rm -rf out $(VENV) .pytest_cache .mypy_cache .ruff_cache

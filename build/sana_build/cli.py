@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sana_build.calibrate_command import calibrate
+from sana_build.search_command import search
 from sana_runtime.errors import SanaError
 
 if TYPE_CHECKING:
@@ -30,8 +32,12 @@ ABOUT = """Compile SANA-Streaming into engines and a Triton model repository.
 
   sana-stream input.mp4 --prompt "Make it a watercolor painting" -o out.mp4
 
-A build prints its plan first, measures every engine against PyTorch, and replaces the output folder only
-when all of it has succeeded."""
+[bold]Build for a card that is not in this machine:[/]
+
+  sana-build --model sana-streaming --policy mpq --gpu rtx5090 --output out/rtx5090
+
+A build prints its plan first, checks every engine (on a CPU against PyTorch, for a card the precision of
+every layer), and replaces the output folder only when all of it has succeeded."""
 
 
 @app.callback(invoke_without_command=True, help=ABOUT)
@@ -45,6 +51,12 @@ def root(
     ] = None,
     policy: Annotated[str | None, typer.Option(help="Precision policy. \\[default: the target's own]")] = None,
     streams: Annotated[int, typer.Option(help="Streams the server holds at once.")] = 4,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Ranges from `sana-build calibrate`. \\[default: measured on the shipped clip]")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder that keeps finished engines. \\[default: ~/.cache/sana-build]")
+    ] = None,
 ) -> None:
     if context.invoked_subcommand:
         return
@@ -54,7 +66,7 @@ def root(
     from sana_build.plan import resolve
 
     console = _console()
-    plan = resolve(model, checkpoint, gpu, policy, output, streams)
+    plan = resolve(model, checkpoint, gpu, policy, output, streams, calibration, cache)
     console.print(plan.table())
     build(plan, console)
 
@@ -121,6 +133,10 @@ def doctor() -> None:
     from sana_build.doctor import inspect, render
 
     render(inspect(), _console())
+
+
+app.command()(calibrate)
+app.command()(search)
 
 
 @app.command("write-checkpoint")

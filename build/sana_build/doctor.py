@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from sana_build.bundle import SERVER_VERSION, find_bundle
 from sana_build.server import SHARED_MEMORY
 from sana_runtime.errors import ConfigError
+from sana_runtime.libraries import WHEELS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,8 +64,8 @@ PACKAGES = (
     ("onnxruntime", "build, serve", SERVE),
     ("tokenizers", "serve", SERVE),
     ("psutil", "serve", SERVE),
-    ("tensorrt_rtx", "GPU engines", "install the wheel `tensorrt-rtx` on the GPU machine; CPU builds do not need it"),
-    ("tensorrt", "GPU engines", "install the wheel `tensorrt` on the GPU machine; CPU builds do not need it"),
+    (WHEELS["tensorrt_rtx"], "RTX engines", "run `pip install 'sana-build[rtx]'`; it builds without a card"),
+    (WHEELS["tensorrt"], "H100 to B200 engines", "run `pip install tensorrt_cu13` on the machine with the card"),
 )
 
 
@@ -109,7 +110,11 @@ def _disk() -> Finding:
 
 
 def _gpu() -> Finding:
-    part, needed_for, remedy = "gpu", "GPU engines", "nothing to do for --gpu cpu; for others install an NVIDIA driver"
+    part, needed_for, remedy = (
+        "gpu",
+        "GPU serving",
+        "nothing to do to build, or for --gpu cpu; to serve on a card install its driver",
+    )
     try:
         answer = subprocess.run(GPU_QUERY, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,6 +1,6 @@
 """What `--gpu` can name: the engines each card runs, in which precisions, and how fast it can be at best."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from sana_quant.cost import Rates
@@ -8,15 +8,13 @@ from sana_quant.policy import Policy, load_policy
 from sana_runtime.errors import ConfigError, choose
 
 RUNS = {
-    "fp32": {86, 89, 90, 100, 120, 121},
+    # On a card, whatever a policy does not narrow is computed in BF16.
+    "fp32": set(),
     "bf16": {86, 89, 90, 100, 120, 121},
     "fp8": {89, 90, 100, 120, 121},
     "nvfp4": {100, 120, 121},
 }
 """Architectures (SM) whose tensor cores and engines know a precision."""
-
-BUILDABLE = ("onnxruntime",)
-"""Backends that this version builds engines for."""
 
 PREFERRED = ("mpq", "fp8", "bf16", "fp32")
 """Policies from the fastest to the one that everything runs; a card's own is the first that it can run."""
@@ -67,10 +65,6 @@ class Gpu:
         return tuple(GPUS[name] for name in self.members) or (self,)
 
     @property
-    def buildable(self) -> bool:
-        return self.backend in BUILDABLE
-
-    @property
     def rates(self) -> Rates | None:
         """Its ceilings in FLOP/s and bytes/s, None where the bandwidth is not known."""
         if self.bandwidth is None:
@@ -99,6 +93,33 @@ def choose_policy(gpu: Gpu, spec: str | None, depth: int) -> Policy:
             f"--gpu {gpu.name} cannot run --policy {spec}, which needs {lacking}: the nearest it can is {nearest}"
         )
     return policy
+
+
+@dataclass(frozen=True)
+class Edition:
+    """One set of the denoiser's engines: the policy they run, and the cards it is for."""
+
+    policy: Policy
+    cards: tuple[Gpu, ...]
+
+    @property
+    def sms(self) -> tuple[int, ...]:
+        return architectures(self.cards)
+
+
+def editions(gpu: Gpu, policy: Policy, depth: int) -> list[Edition]:
+    """One edition for a card; for a family one per policy: each member gets the chosen one or the nearest."""
+    fitting = {card.name: policy if card.runs(policy) else card.best_policy(depth) for card in gpu.cards}
+    policies = {chosen.name: chosen for chosen in fitting.values()}
+    return [
+        Edition(chosen, tuple(card for card in gpu.cards if fitting[card.name].name == name))
+        for name, chosen in policies.items()
+    ]
+
+
+def architectures(cards: Iterable[Gpu]) -> tuple[int, ...]:
+    """The SM numbers of the cards, none for a CPU."""
+    return tuple(sorted({card.sm for card in cards if card.sm}))
 
 
 def choose_gpu(name: str) -> Gpu:

@@ -1,10 +1,12 @@
 """The resolved plan of a build: every choice made and checked before any work starts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sana_build.cache import default_cache
 from sana_build.gpus import Gpu, choose_gpu, choose_policy
+from sana_build.libraries import obstacle
 from sana_quant.policy import Policy
 from sana_runtime.errors import ConfigError, choose
 from sana_runtime.manifest import MANIFEST
@@ -28,7 +30,10 @@ IDLE_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be built, from what, for what. `streams` is how many the server holds at once."""
+    """What will be built, from what, for what. `streams` is how many the server holds at once.
+
+    `calibration` is a file with the ranges of quantised layers, None to measure them; `cache` keeps finished engines.
+    """
 
     model: "ModelConfig"
     checkpoint: "Checkpoint"
@@ -36,6 +41,8 @@ class Plan:
     policy: Policy
     output: Path
     streams: int
+    calibration: Path | None = None
+    cache: Path = field(default_factory=default_cache)
 
     def table(self) -> "Table":
         """The plan as a two-column table for a person."""
@@ -54,29 +61,42 @@ class Plan:
             "engines": ", ".join(f"{stage} ({' '.join(variants)})" for stage, variants in STAGES.items()),
             "output": str(self.output),
         }
+        if self.target.backend != "onnxruntime":
+            rows["calibration"] = str(self.calibration or "measured on the shipped clip, if a layer is quantised")
+            rows["cache"] = str(self.cache)
         table = Table("plan", "", show_header=False, box=None)
         for name, value in rows.items():
             table.add_row(f"[bold]{name}[/]", value)
         return table
 
 
-def resolve(model: str, checkpoint: str | None, gpu: str, policy: str | None, output: Path, streams: int) -> Plan:
+def resolve(
+    model: str,
+    checkpoint: str | None,
+    gpu: str,
+    policy: str | None,
+    output: Path,
+    streams: int,
+    calibration: Path | None = None,
+    cache: Path | None = None,
+) -> Plan:
     """Check every name and path; raises ConfigError or CheckpointError with the names there are."""
     config = streaming_model(model)
     target = choose_gpu(gpu)
     chosen = choose_policy(target, policy, config.dit.depth)
-    if not target.buildable:
-        raise ConfigError(
-            f"this version builds engines for --gpu cpu only, for {gpu} it can only plan: "
-            f"run `sana-build plan --model {model} --gpu {gpu} --policy {policy or chosen.name}`"
-        )
+    if reason := obstacle(target):
+        raise ConfigError(f"--gpu {gpu} cannot be built here: {reason}")
     if streams < 1:
         raise ConfigError(f"--streams is {streams}: the server needs room for at least one stream")
     check_output(output)
     from sana_export.checkpoint import resolve as resolve_checkpoint
 
     resolved = resolve_checkpoint(checkpoint or config.checkpoint, config)
-    return Plan(config, resolved, target, chosen, output, streams)
+    if calibration:
+        from sana_build.calibrate import load_calibration
+
+        load_calibration(calibration, config)
+    return Plan(config, resolved, target, chosen, output, streams, calibration, cache or default_cache())
 
 
 def streaming_model(name: str) -> "ModelConfig":

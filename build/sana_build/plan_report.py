@@ -3,7 +3,8 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from sana_build.gpus import Figure, Gpu, choose_gpu, choose_policy
+from sana_build.gpus import Edition, Figure, Gpu, choose_gpu, choose_policy, editions
+from sana_build.libraries import obstacle
 from sana_build.plan import STAGES, streaming_model
 from sana_build.sizes import engine_bytes, steady_chunk
 from sana_quant.cost import Share, ideal_speedup, roofline, shares, state_bytes, weight_bytes
@@ -39,17 +40,18 @@ def figures(model: "ModelConfig", policy: Policy, gpu: Gpu, checkpoint: str) -> 
     work = transformer_work(model.dit, steady_chunk(model))
     parts = shares(work, policy)
     engines = _engines(model, policy, gpu)
+    fitting = {card.name: each.policy for each in editions(gpu, policy, model.dit.depth) for card in each.cards}
     return {
         "model": model.name,
         "checkpoint": checkpoint,
-        "gpu": {"name": gpu.name, "title": gpu.title, "backend": gpu.backend, "buildable": gpu.buildable},
+        "gpu": {"name": gpu.name, "title": gpu.title, "backend": gpu.backend, "obstacle": obstacle(gpu)},
         "policy": {"name": policy.name, "title": policy.title},
         "chunk": _chunk(model),
         "precisions": _precisions(parts),
         "outside": _outside(work, parts, policy),
         "ideal_speedup": {"padded": ideal_speedup(parts), "exact": ideal_speedup(parts, padded=False)},
         "groups": {group: _blocks(policy.groups[group]) for group in GROUPS},
-        "cards": [_card(card, _fitting(card, policy, model), work, _passes(model)) for card in gpu.cards],
+        "cards": [_card(card, fitting[card.name], work, _passes(model)) for card in gpu.cards],
         "engines": engines,
         "engine_bytes": sum(engine["bytes"] for engine in engines),
         "state_bytes_per_stream": round(state_bytes(model.dit, steady_chunk(model), policy)),
@@ -117,11 +119,6 @@ def _span(blocks: range) -> str:
     return f"{blocks[0]}-{blocks[-1]}" if len(blocks) > 1 else str(blocks[0])
 
 
-def _fitting(card: Gpu, policy: Policy, model: "ModelConfig") -> Policy:
-    """The policy a member of a family gets: the chosen one, or the nearest that it can run."""
-    return policy if card.runs(policy) else card.best_policy(model.dit.depth)
-
-
 def _card(card: Gpu, policy: Policy, work: list[Work], passes: int) -> Figures:
     """A card's ceilings with their sources, and roofline times in ms, None where a ceiling is missing.
 
@@ -155,18 +152,17 @@ def _sourced(figure: Figure | None) -> Figures | None:
 
 def _engines(model: "ModelConfig", policy: Policy, gpu: Gpu) -> list[Figures]:
     """One engine per stage and variant; a family has the denoiser's once for each policy that its cards need."""
-    fitting = {card.name: _fitting(card, policy, model) for card in gpu.cards}
     engines = []
     for stage, variants in STAGES.items():
-        on_cards = fitting if stage == "denoiser" else dict.fromkeys(fitting, policy)
-        for chosen in {each.name: each for each in on_cards.values()}.values():
-            sizes = engine_bytes(model, chosen)
+        shared = stage != "denoiser"
+        for edition in [Edition(policy, gpu.cards)] if shared else editions(gpu, policy, model.dit.depth):
+            sizes = engine_bytes(model, edition.policy)
             engines += [
                 {
                     "stage": stage,
                     "variant": variant,
-                    "runs": chosen.name if stage == "denoiser" else chosen.outside,
-                    "cards": [card for card, each in on_cards.items() if each.name == chosen.name],
+                    "runs": edition.policy.outside if shared else edition.policy.name,
+                    "cards": [card.name for card in edition.cards],
                     "bytes": round(sizes[stage, variant]),
                 }
                 for variant in variants

@@ -23,10 +23,10 @@ def render(figures: "Figures", console: "Console") -> None:
         console.print(line, highlight=False)
     console.print(_engines(figures))
     gpu = figures["gpu"]["name"]
-    if figures["gpu"]["buildable"]:
-        console.print(f"`sana-build --model {figures['model']} --gpu {gpu} --output DIR` builds this")
+    if reason := figures["gpu"]["obstacle"]:
+        console.print(f"a plan only, for {gpu} cannot be built here: {reason}")
     else:
-        console.print(f"a plan only: this version builds engines for --gpu cpu, not yet for {gpu}")
+        console.print(f"`sana-build --model {figures['model']} --gpu {gpu} --output DIR` builds this")
 
 
 def _summary(figures: "Figures") -> "Table":

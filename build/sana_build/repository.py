@@ -3,7 +3,7 @@
 import hashlib
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,24 +25,28 @@ NEWER_FIELDS = {"inference.ModelConfig.model_metrics", "inference.ModelEnsemblin
 """Fields of tritonclient 2.73's schema that server 2.51 does not know (the two schemas compared)."""
 
 
-def package(staging: Path, manifest: Manifest) -> Manifest:
-    """Complete `staging`, which holds `<model>/1/*.onnx` and the tokenizer, to a repository; returns its manifest.
+def package(staging: Path, manifest: Manifest, known: Mapping[str, str] | None = None) -> Manifest:
+    """Complete `staging`, which holds the engines and the tokenizer, to a repository; returns its manifest.
 
-    Raises BuildError if an engine is missing or a configuration would not load.
+    `known` are hashes of large files that need no second reading. Raises BuildError if an engine is missing or a
+    configuration would not load.
     """
-    for stage, variants in manifest.engines.items():
-        for variant, entry in variants.items():
-            if not (staging / entry.path).is_file():
-                raise BuildError(f"engine {stage}/{variant} is missing at {staging / entry.path}: build it first")
+    for stage, variant, entry in manifest.every_engine():
+        if not (staging / entry.path).is_file():
+            raise BuildError(f"engine {stage}/{variant} is missing at {staging / entry.path}: build it first")
     _write_runtime(staging / RUNTIME)
-    build_id = _build_id(staging)
+    digests = {name: sha256(staging / name) for name in _files(staging) if name not in (known or {})} | dict(
+        known or {}
+    )
+    build_id = _build_id(digests)
     for model in MODELS:
         shutil.copytree(templates() / model, staging / model, dirs_exist_ok=True, ignore=_no_caches)
         write_config(staging / model / CONFIG, manifest, build_id)
         if model != ENSEMBLE and not (staging / model / "1" / "model.py").is_file():
             # The server would wait for ever on such a model.
             raise BuildError(f"the template of {model} has no 1/model.py: install sana-build again")
-    complete = replace(manifest, files={name: sha256(staging / name) for name in _files(staging)})
+    files = {name: digests.get(name) or sha256(staging / name) for name in _files(staging)}
+    complete = replace(manifest, files=files)
     complete.write(staging)
     return complete
 
@@ -144,12 +148,10 @@ def _write_runtime(path: Path) -> None:
             archive.writestr(entry, module.read_bytes())
 
 
-def _build_id(staging: Path) -> str:
+def _build_id(digests: Mapping[str, str]) -> str:
     """Short hash over engines, tokenizer and runtime: two builds that answer alike share it."""
-    digest = hashlib.sha256()
-    for name in _files(staging):
-        digest.update(f"{name} {sha256(staging / name)}\n".encode())
-    return digest.hexdigest()[:12]
+    lines = "".join(f"{name} {digest}\n" for name, digest in sorted(digests.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()[:12]
 
 
 def _files(repository: Path) -> list[str]:

@@ -58,7 +58,7 @@ class TritonServer(AbstractContextManager["TritonServer"]):
     """The bundled server over `repository`, its output in `log`; leaves no process, file or shared memory behind.
 
     `deadline` bounds the loading of all models, `drain` how long live streams may run on after a stop, both in seconds;
-    setting `cancel` ends the wait for a server that is still loading.
+    setting `cancel` ends the wait for a server that is still loading. Only with `gpu` the models see the GPU.
     """
 
     def __init__(
@@ -70,9 +70,10 @@ class TritonServer(AbstractContextManager["TritonServer"]):
         deadline: float = 600.0,
         drain: float = 5.0,
         cancel: threading.Event | None = None,
+        gpu: bool = False,
     ) -> None:
         self.repository, self.ports, self.log = repository, ports, log
-        self.deadline, self.drain = deadline, drain
+        self.deadline, self.drain, self.gpu = deadline, drain, gpu
         self._cancel = cancel or threading.Event()
         self.process: subprocess.Popen[bytes] | None = None
         self.region = ""
@@ -112,7 +113,7 @@ class TritonServer(AbstractContextManager["TritonServer"]):
                     self._command(bundle, Path(self._runtime.name)),
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=_environment(bundle),
+                    env=_environment(bundle, self.gpu),
                     # A Ctrl-C at the terminal must reach the supervisor alone, which then drains the streams.
                     start_new_session=True,
                 )
@@ -203,13 +204,14 @@ class TritonServer(AbstractContextManager["TritonServer"]):
         return " | ".join(lines[-6:] or self._text().splitlines()[-3:]) + f" (whole log: {self.log})"
 
 
-def _environment(bundle: Bundle) -> dict[str, str]:
-    """The parent's environment, with the stub's Python pinned to the running one and no GPU in sight."""
+def _environment(bundle: Bundle, gpu: bool) -> dict[str, str]:
+    """The parent's environment, with the stub's Python pinned to the running one, and no GPU in sight unless `gpu`."""
     dropped = {"PYTHONPATH", "PYTHONHOME"}
+    hidden = {} if gpu else {"CUDA_VISIBLE_DEVICES": ""}
     return {name: value for name, value in os.environ.items() if name not in dropped} | {
+        **hidden,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "LD_LIBRARY_PATH": os.pathsep.join(map(str, bundle.libraries)),
-        "CUDA_VISIBLE_DEVICES": "",
         # A byte code cache written beside model.py would be a file that the manifest does not know.
         "PYTHONDONTWRITEBYTECODE": "1",
     }

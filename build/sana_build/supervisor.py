@@ -36,7 +36,7 @@ def serve(repository: Path, ports: Ports, on_event: OnEvent, log: Path | None = 
     with _stop_signal() as stop:
         while True:
             on_event(f"starting the server over {repository}, log in {log}")
-            server = TritonServer(repository, ports, log, drain=DRAIN_SECONDS, cancel=stop)
+            server = TritonServer(repository, ports, log, drain=DRAIN_SECONDS, cancel=stop, gpu=manifest.for_gpu)
             cause = _serve_once(server, manifest, stop, on_event)
             if stop.is_set():
                 break

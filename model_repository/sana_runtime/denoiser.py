@@ -11,6 +11,7 @@ from sana_runtime.engine import Engine
 from sana_runtime.errors import EngineError, RequestError
 from sana_runtime.geometry import Chunk
 from sana_runtime.manifest import Manifest
+from sana_runtime.memory import Array
 from sana_runtime.schedule import chunk_noise, streaming_schedule
 from sana_runtime.stages import Request, State, StatefulStage, Tensors, step
 from sana_runtime.state import IN
@@ -58,35 +59,36 @@ class DenoiserStage(StatefulStage[DenoiserState]):
         prompt = self._prompt(request, state)
         carried = state.carried if state else None
         feeds = {"source": source, **prompt.outputs, **self._position(chunk)}
-        latent = self._denoise(chunk, feeds, carried, chunk_noise(seed, chunk.index, source.shape))
+        noise = self.memory.upload(chunk_noise(seed, chunk.index, source.shape))
+        latent = self._denoise(chunk, feeds, carried, noise)
         # The last chunk of a stream has no successor that would read its cache.
         carried = {} if request.end else self._write_cache(chunk, feeds, carried, latent)
-        return {"latent": latent}, DenoiserState(seed, prompt, carried)
+        return {"latent": self.memory.download(latent)}, DenoiserState(seed, prompt, carried)
 
     def placeholder(self) -> Tensors:
         return {"latent": self.empty_latent()}
 
-    def _denoise(self, chunk: Chunk, feeds: State, carried: State | None, latent: np.ndarray) -> np.ndarray:
+    def _denoise(self, chunk: Chunk, feeds: State, carried: State | None, latent: Array) -> Array:
         steps = zip(self._schedule.timesteps, pairwise(self._schedule.sigmas), strict=True)
         for timestep, (sigma, following) in steps:
             outputs, _ = self._evaluate(chunk, feeds, carried, latent, timestep)
-            latent = latent + np.float32(following - sigma) * outputs["velocity"]
+            latent = latent + (following - sigma) * outputs["velocity"]
         return latent
 
-    def _write_cache(self, chunk: Chunk, feeds: State, carried: State | None, latent: np.ndarray) -> State:
+    def _write_cache(self, chunk: Chunk, feeds: State, carried: State | None, latent: Array) -> State:
         """State after the chunk; what the steady engine reads and the first one does not write starts as zeros."""
         _, written = self._evaluate(chunk, feeds, carried, latent, 0.0)
         return {**self._zeros(), **written} if chunk.index == 0 else written
 
     def _evaluate(
-        self, chunk: Chunk, feeds: State, carried: State | None, latent: np.ndarray, timestep: float
+        self, chunk: Chunk, feeds: State, carried: State | None, latent: Array, timestep: float
     ) -> tuple[Tensors, State]:
         moment = {"latent": latent, "timestep": np.array([timestep], np.float32)}
         return step(self.engines, chunk, {**feeds, **moment}, carried)
 
     def _zeros(self) -> Tensors:
         states = {name.removesuffix(IN): spec for name, spec in self._steady_inputs.items() if name.endswith(IN)}
-        return {name: np.zeros(spec.shape, spec.dtype) for name, spec in states.items()}
+        return {name: self.memory.zeros(spec) for name, spec in states.items()}
 
     def _position(self, chunk: Chunk) -> Tensors:
         """Where a steady chunk is: its first latent frame, and which recent slots hold a chunk, newest last."""

@@ -2,42 +2,29 @@
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
+from typing import Any, Protocol
 
 from sana_runtime.errors import EngineError, choose
+from sana_runtime.memory import Array, HostMemory, Memory
+from sana_runtime.tensors import TensorSpec
+
+__all__ = ["ENGINES", "Engine", "OnnxRuntimeEngine", "TensorSpec", "check_feeds", "describe", "load_engine"]
 
 
-@dataclass(frozen=True)
-class TensorSpec:
-    """Name, numpy dtype name and static shape of one engine tensor."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return f"{self.dtype}[{','.join(map(str, self.shape))}]"
-
-    def refusal(self, array: np.ndarray) -> str | None:
-        """Why `array` cannot be this tensor, or None if it can."""
-        if array.dtype != np.dtype(self.dtype):
-            return f"tensor {self.name} has dtype {array.dtype}, the engine takes {self.dtype}"
-        if array.shape != self.shape:
-            return f"tensor {self.name} has shape {list(array.shape)}, the engine takes {list(self.shape)}"
-        return None
-
-
-def describe(specs: "tuple[TensorSpec, ...]") -> dict[str, str]:
+def describe(specs: tuple[TensorSpec, ...]) -> dict[str, str]:
     """Tensors as a manifest lists them."""
     return {spec.name: str(spec) for spec in specs}
 
 
 class Engine(Protocol):
-    """A loaded engine; it holds no state between calls."""
+    """A loaded engine; it holds no state between calls.
+
+    `memory` is where it computes: what it returns is there, and what it is fed may be there or be a numpy array.
+    """
+
+    @property
+    def memory(self) -> Memory: ...
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]: ...
@@ -45,12 +32,12 @@ class Engine(Protocol):
     @property
     def outputs(self) -> tuple[TensorSpec, ...]: ...
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Evaluate once. Raises EngineError naming the tensor that is missing, unknown or misshapen."""
         ...
 
 
-def check_feeds(specs: tuple[TensorSpec, ...], feeds: Mapping[str, np.ndarray]) -> None:
+def check_feeds(specs: tuple[TensorSpec, ...], feeds: Mapping[str, Array]) -> None:
     """Raise EngineError unless `feeds` holds exactly the tensors of `specs`."""
     expected = {spec.name for spec in specs}
     missing, unknown = sorted(expected - feeds.keys()), sorted(feeds.keys() - expected)
@@ -71,6 +58,8 @@ class OnnxRuntimeEngine:
         "tensor(int32)": "int32",
     }
 
+    memory = HostMemory()
+
     def __init__(self, path: Path) -> None:
         import onnxruntime as ort
 
@@ -86,16 +75,29 @@ class OnnxRuntimeEngine:
         self.inputs = tuple(self._spec(node) for node in self._session.get_inputs())
         self.outputs = tuple(self._spec(node) for node in self._session.get_outputs())
 
-    def _spec(self, node) -> TensorSpec:  # type: ignore[no-untyped-def]
+    def _spec(self, node: Any) -> TensorSpec:
         return TensorSpec(node.name, self.DTYPES[node.type], tuple(node.shape))
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         check_feeds(self.inputs, feeds)
         names = [spec.name for spec in self.outputs]
         return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
 
 
-ENGINES: dict[str, Callable[[Path], Engine]] = {"onnxruntime": OnnxRuntimeEngine}
+def _tensorrt(library: str) -> Callable[[Path], Engine]:
+    def load(path: Path) -> Engine:
+        from sana_runtime.tensorrt_engine import TensorRTEngine
+
+        return TensorRTEngine(path, library)
+
+    return load
+
+
+ENGINES: dict[str, Callable[[Path], Engine]] = {
+    "onnxruntime": OnnxRuntimeEngine,
+    "tensorrt_rtx": _tensorrt("tensorrt_rtx"),
+    "tensorrt": _tensorrt("tensorrt"),
+}
 
 
 def load_engine(backend: str, path: Path) -> Engine:

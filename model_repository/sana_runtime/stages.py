@@ -13,12 +13,14 @@ from sana_runtime.engine import Engine
 from sana_runtime.errors import RequestError
 from sana_runtime.geometry import Chunk, StreamGeometry
 from sana_runtime.manifest import Manifest
+from sana_runtime.memory import Array
 from sana_runtime.sessions import SessionTable
 from sana_runtime.state import as_inputs, from_outputs
 
 S = TypeVar("S")
-Tensors = dict[str, np.ndarray]
-State = Mapping[str, np.ndarray]
+Tensors = dict[str, Array]
+State = Mapping[str, Array]
+"""Named tensors in the memory of the engine that made them, or on the host."""
 
 NOBODY = ("", "0")
 """Correlation ids of calls outside any stream: the server warms a model up with id 0."""
@@ -74,6 +76,7 @@ class StatefulStage(ABC, Generic[S]):
         self, engines: Mapping[str, Engine], manifest: Manifest, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.engines = engines
+        self.memory = next(iter(engines.values())).memory
         self.geometry: StreamGeometry = manifest.geometry
         self.sessions: SessionTable[S] = SessionTable(manifest.streams, manifest.idle_seconds, clock)
 
@@ -117,7 +120,7 @@ class VAEEncoderStage(StatefulStage[State]):
     def advance(self, state: State | None, chunk: Chunk, request: Request) -> tuple[Tensors, State]:
         frames = request.tensor("frames", "uint8", self.frames_shape(chunk.frames))
         outputs, state = step(self.engines, chunk, {"frames": frames}, state)
-        return {"source": outputs["source"]}, state
+        return {"source": self.memory.download(outputs["source"])}, state
 
     def placeholder(self) -> Tensors:
         return {"source": self.empty_latent()}
@@ -129,7 +132,7 @@ class VAEDecoderStage(StatefulStage[State]):
     def advance(self, state: State | None, chunk: Chunk, request: Request) -> tuple[Tensors, State]:
         latent = request.tensor("latent", "float32", self.geometry.latent_shape(chunk))
         outputs, state = step(self.engines, chunk, {"latent": latent}, state)
-        return {"edited": outputs["edited"]}, state
+        return {"edited": self.memory.download(outputs["edited"])}, state
 
     def placeholder(self) -> Tensors:
         return {"edited": np.zeros(self.frames_shape(1), np.uint8)}
@@ -163,4 +166,5 @@ class TextEncoderStage:
 
     def _run_engine(self, prompt: bytes) -> Tensors:
         input_ids, attention_mask = self._tokenize(prompt)
-        return self._engine.run({"input_ids": input_ids, "attention_mask": attention_mask})
+        outputs = self._engine.run({"input_ids": input_ids, "attention_mask": attention_mask})
+        return {name: self._engine.memory.download(outputs[name]) for name in ("text", "text_mask")}

@@ -10,7 +10,9 @@ from sana_runtime import bridge
 from sana_runtime.denoiser import DenoiserStage
 from sana_runtime.engine import Engine, describe, load_engine
 from sana_runtime.errors import RepositoryError, RequestError, choose
+from sana_runtime.libraries import WHEELS, check_library
 from sana_runtime.manifest import EngineEntry, Manifest
+from sana_runtime.memory import local_architecture
 from sana_runtime.prompts import PromptTokenizer
 from sana_runtime.sessions import SessionTable
 from sana_runtime.stages import Request, Stage, TextEncoderStage, VAEDecoderStage, VAEEncoderStage
@@ -42,10 +44,10 @@ def load_stage(name: str, repository: Path, version: str) -> Stage:
     manifest = Manifest.read(repository)
     make = choose("stage", name, STAGES)
     manifest.check_files(repository, below=f"{name}/")
-    if name not in manifest.engines:
-        raise RepositoryError(f"the manifest of {repository} lists no engine for {name}: build the repository again")
-    entries = manifest.engines[name].items()
-    engines = {variant: _load(repository, entry) for variant, entry in entries}
+    entries = manifest.pick(name, local_architecture() if manifest.for_gpu else None)
+    for backend in {entry.backend for entry in entries.values()} & WHEELS.keys():
+        check_library(backend, manifest.versions[backend])
+    engines = {variant: _load(repository, entry) for variant, entry in entries.items()}
     return make(engines, manifest, repository / name / version)
 
 

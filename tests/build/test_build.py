@@ -39,7 +39,7 @@ def test_a_build_lists_its_engines_and_how_far_they_are_from_pytorch(built: Path
         "denoiser": ["first", "prompt", "steady"],
         "vae_decoder": ["first", "steady"],
     }
-    entries = [entry for engines in manifest.engines.values() for entry in engines.values()]
+    entries = [entry for _, _, entry in manifest.every_engine()]
     assert all((built / entry.path).is_file() and entry.error for entry in entries)
     assert max(error for entry in entries for name, error in entry.error.items() if name != "edited") < 1e-4
     assert manifest.versions.keys() >= {"torch", "onnxruntime", "transformers"}

@@ -22,7 +22,7 @@ def test_help_teaches_and_answers_at_once() -> None:
     assert seconds < 0.5
 
 
-@pytest.mark.parametrize("command", ["plan", "verify", "serve", "doctor", "write-checkpoint"])
+@pytest.mark.parametrize("command", ["plan", "verify", "serve", "doctor", "calibrate", "search", "write-checkpoint"])
 def test_every_command_has_help(command: str) -> None:
     shown = run(command, "--help")
     assert shown.returncode == 0

@@ -17,7 +17,9 @@ from sana_runtime.errors import ConfigError
             "--gpu cpu cannot run --policy mpq, which needs bf16, fp8, nvfp4: the nearest it can is fp32",
         ),
         ({"gpu": "rtx4090", "policy": "fp4"}, "needs nvfp4: the nearest it can is fp8"),
-        ({"gpu": "rtx5090"}, "this version builds engines for --gpu cpu only, for rtx5090 it can only plan"),
+        ({"gpu": "rtx5090", "policy": "fp32"}, "needs fp32: the nearest it can is mpq"),
+        ({"gpu": "h200"}, "--gpu h200 cannot be built here"),
+        ({"calibration": Path("no.json")}, "calibration no.json cannot be read"),
         ({"streams": 0}, "--streams is 0"),
         ({"model": "sana-streaming-bidirectional"}, "cannot stream"),
     ],
@@ -44,7 +46,7 @@ def test_a_plan_says_what_will_be_built(tmp_path: Path) -> None:
     text = console.export_text()
     for part in (
         "tiny",
-        "random weights, seed 0",
+        "shipped:tiny",
         "fp32",
         "256x144",
         "chunks of 33, then 24",

@@ -1,0 +1,86 @@
+"""Every engine of a repository for NVIDIA cards: built through the cache, then linked into the repository."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sana_build.built import Built, BuiltEngine
+from sana_build.cache import Cache, place
+from sana_build.engine_cache import LAYERS, PLAN, EngineRecord
+from sana_build.engine_jobs import EngineJob, engine_jobs
+from sana_build.folders import alone_in
+from sana_build.plan import STAGES
+from sana_build.ranges import calibrate_for
+from sana_build.space import check_space
+from sana_build.tensorrt_build import library_version
+from sana_build.workshop import StepRunner, Workshop
+from sana_runtime.manifest import EngineEntry
+
+if TYPE_CHECKING:
+    from sana_build.engine_progress import EngineProgress
+    from sana_build.plan import Plan
+
+NOT_MEASURED = "not measured: needs the GPU"
+
+
+def build_tensorrt_engines(plan: "Plan", staging: Path, progress: "EngineProgress") -> Built:
+    """Build what the cache does not have, one process per step, and link everything below `staging`.
+
+    Builds with one cache run one after another: they share graphs, and each may need most of the memory.
+    """
+    with alone_in(plan.cache, lambda: progress.report("waiting for another build")):
+        return _build(plan, staging, progress)
+
+
+def _build(plan: "Plan", staging: Path, progress: "EngineProgress") -> Built:
+    runner = StepRunner(Cache(plan.cache), progress.report)
+    jobs = plan_jobs(plan)
+    library = runner.run("load the library", library_version, plan.target.backend)
+    calibration = calibrate_for(plan, jobs, runner)
+    workshop = Workshop(plan.model, plan.checkpoint, plan.target.backend, library, calibration, runner)
+    workshop.sweep(jobs)
+    check_space(plan, jobs, [job for job in jobs if workshop.find(job) is None])
+    built = []
+    for stage, group in groupby(jobs, lambda job: job.stage):
+        for job, record, reused in _engines(workshop, stage, list(group)):
+            built.append(_install(workshop, job, record, staging, reused))
+            progress.advance()
+    return Built(built, runner.steps, {plan.target.backend: library}, calibration)
+
+
+def plan_jobs(plan: "Plan") -> list[EngineJob]:
+    """The engines of the plan, those of one stage together."""
+    return engine_jobs(STAGES, plan.target, plan.policy, plan.model.dit.depth)
+
+
+def _engines(workshop: Workshop, stage: str, jobs: list[EngineJob]) -> Iterator[tuple[EngineJob, EngineRecord, bool]]:
+    """The engines of one stage, with whether each was there before."""
+    found = {job.label: workshop.find(job) for job in jobs}
+    workshop.export(stage, [job for job in jobs if found[job.label] is None])
+    for job in jobs:
+        record = found[job.label]
+        yield job, record or workshop.build(job), record is not None
+
+
+def _install(workshop: Workshop, job: EngineJob, record: EngineRecord, staging: Path, reused: bool) -> BuiltEngine:
+    folder = workshop.folder(job)
+    path = Path(job.stage) / "1" / f"{job.name}.plan"
+    place(folder / PLAN, staging / path)
+    place(folder / LAYERS, staging / path.with_suffix(".layers.json"))
+    entry = EngineEntry(
+        str(path),
+        workshop.backend,
+        record.inputs,
+        record.outputs,
+        error={},
+        unmeasured=NOT_MEASURED,
+        policy=job.policy.name if job.wanted else job.policy.outside,
+        sms=list(job.sms),
+        bytes=record.bytes,
+        kernels=record.kernels,
+        gemms=record.gemms,
+        groups=[asdict(row) for row in record.rows],
+    )
+    return BuiltEngine(job.stage, job.variant, entry, record.seconds, record.rows, reused, record.sha256)
