@@ -9,7 +9,8 @@ TRITON_SERVER := nvidia-pytriton==0.7.0
 
 # Debian and Ubuntu leave two parts of Python out: what makes a venv, and the shared library that the server's
 # Python process is linked to.
-APT := $(if $(filter 0,$(shell id -u)),,sudo) apt-get install --yes
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+APT := $(SUDO) apt-get install --yes
 VERSION = $$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 HAS_LIBPYTHON = $(BIN)/python -c 'from sana_build.bundle import find_libpython; find_libpython()' 2>/dev/null
 
@@ -17,7 +18,7 @@ HAS_LIBPYTHON = $(BIN)/python -c 'from sana_build.bundle import find_libpython; 
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## create .venv and install everything, the bundled Triton server included
 
@@ -40,7 +41,8 @@ live: setup ## compile the tiny model, and open it to a browser: webcam, files, 
 	$(BIN)/sana-gateway up out/repo --media assets
 
 browser:
-	@command -v chromium chromium-browser google-chrome >/dev/null || $(APT) chromium || echo 'no Chromium: the tests of the page are skipped'
+	@command -v chromium chromium-browser google-chrome >/dev/null || $(APT) chromium || \
+		{ $(SUDO) apt-get update && $(APT) chromium; } || echo 'no Chromium: the tests of the page are skipped'
 
 test: setup browser ## run the whole test suite
 	$(BIN)/python -m pytest

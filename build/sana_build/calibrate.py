@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sana_build.progress import progress_bar
 from sana_build.rollouts import Machine, Scene, load_scenes, rollout
 from sana_export.checkpoint import Checkpoint
 from sana_export.configs import ModelConfig
@@ -14,7 +15,6 @@ from sana_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
 
 PROMPTS = ("Make it a watercolor painting", "Change the season to winter and cover the ground with fresh snow.")
 CLIP = "big-buck-bunny.mp4"
@@ -33,7 +33,7 @@ def calibrate(
     Raises ConfigError for a clip that cannot be read and for weights under which a layer's input is not finite.
     """
     machine = Machine.best()
-    with _progress(console) as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task("reading clips", total=len(clips) * len(prompts) * chunks)
         scenes = load_scenes(
             model, checkpoint, clips, prompts, chunks, machine, lambda text: progress.update(task, description=text)
@@ -96,20 +96,6 @@ def shipped_clip() -> Path:
     package = Path(__file__).parent
     installed = package / "assets" / CLIP
     return installed if installed.is_file() else package.parents[1] / "assets" / CLIP
-
-
-def _progress(console: "Console") -> "Progress":
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
 
 
 def _about(model: ModelConfig, checkpoint: Checkpoint, scenes: Sequence[Scene], machine: Machine) -> dict[str, Any]:

@@ -13,8 +13,8 @@ LIMITS = {"fp32": 2e-6, "tf32": 3e-3}
 three products follow each other."""
 
 
-def operands(shape: Shape, seed: int = 0) -> list[Tensor]:
-    """q, k, v, q_rot, k_rot, beta, decay in float64; the denominators stay away from zero."""
+def operands(shape: Shape, seed: int = 0, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """q, k, v, q_rot, k_rot, beta, decay, drawn in float64; the denominators stay away from zero."""
     batch, heads, frames, tokens, dk, dv = shape
     generator = torch.Generator().manual_seed(seed)
 
@@ -24,7 +24,7 @@ def operands(shape: Shape, seed: int = 0) -> list[Tensor]:
     scale = (dk * tokens) ** -0.5
     q, k, v = draw(tokens, dk).relu() + 0.1, draw(tokens, dk).relu() * scale, draw(tokens, dv)
     q_rot, k_rot, beta = draw(tokens, dk), draw(tokens, dk) * scale, draw(tokens).sigmoid()
-    return [q, k, v, q_rot, k_rot, beta, draw().sigmoid()]
+    return [tensor.to(dtype) for tensor in (q, k, v, q_rot, k_rot, beta, draw().sigmoid())]
 
 
 def carried(shape: Shape) -> State:

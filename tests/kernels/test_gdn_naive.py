@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from gdn_cases import carried, operands
 from torch import Tensor
 
 from sana_kernels.naive import EPSILON, State, gdn
@@ -14,26 +15,6 @@ SHAPES = {
     "batch": (2, 3, 4, 6, 5, 5),
     "value wider than key": (2, 1, 3, 7, 3, 6),
 }
-
-
-def operands(shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    batch, heads, frames, tokens, dk, dv = shape
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*sizes: int) -> Tensor:
-        return torch.randn(batch, heads, frames, *sizes, generator=generator, dtype=torch.float64)
-
-    scale = (dk * tokens) ** -0.5
-    q, k, v = draw(tokens, dk).relu() + 0.1, draw(tokens, dk).relu() * scale, draw(tokens, dv)
-    q_rot, k_rot, beta = draw(tokens, dk), draw(tokens, dk) * scale, draw(tokens).sigmoid()
-    return [tensor.to(dtype) for tensor in (q, k, v, q_rot, k_rot, beta, draw().sigmoid())]
-
-
-def carried(shape: tuple[int, ...]) -> State:
-    batch, heads, _, _, dk, dv = shape
-    generator = torch.Generator().manual_seed(7)
-    kv = torch.randn(batch, heads, dv, dk, generator=generator, dtype=torch.float64)
-    return State(kv, torch.rand(batch, heads, dk, generator=generator, dtype=torch.float64))
 
 
 def write(state: State, frame: int, k: Tensor, v: Tensor, k_rot: Tensor, beta: Tensor, decay: Tensor) -> State:
