@@ -58,10 +58,11 @@ def plan_jobs(plan: "Plan") -> list[EngineJob]:
 def _engines(workshop: Workshop, stage: str, jobs: list[EngineJob]) -> Iterator[tuple[EngineJob, EngineRecord, bool]]:
     """The engines of one stage, with whether each was there before."""
     found = {job.label: workshop.find(job) for job in jobs}
-    workshop.export(stage, [job for job in jobs if found[job.label] is None])
+    missing = [job for job in jobs if found[job.label] is None]
+    workshop.export(stage, missing)
     for job in jobs:
         record = found[job.label]
-        yield job, record or workshop.build(job), record is not None
+        yield job, record or workshop.build(job, missing[missing.index(job) + 1 :]), record is not None
 
 
 def _install(workshop: Workshop, job: EngineJob, record: EngineRecord, staging: Path, reused: bool) -> BuiltEngine:

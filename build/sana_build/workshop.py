@@ -1,7 +1,7 @@
 """The steps of a TensorRT build in their order: export, compile and check, each in a process of its own."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,16 +69,18 @@ class Workshop:
 
     def export(self, stage: str, jobs: list[EngineJob]) -> None:
         """Put the graphs of these jobs, which are of one stage, into the cache."""
-        keys = [(job, self._graph_key(job)) for job in jobs]
-        missing = [(job, key) for job, key in keys if not self.cache.find("graphs", key)]
+        # Two policies of a family may ask the same of an engine: then it is one graph, compiled for other cards.
+        by_key = {self._graph_key(job): job for job in jobs}
+        missing = [(job, key) for key, job in by_key.items() if not self.cache.find("graphs", key)]
         if missing:
             arguments = stage, self.model, self.checkpoint, self.calibration, self.cache, missing
             self.runner.run(f"export {stage}", export_stage, *arguments)
 
-    def build(self, job: EngineJob) -> EngineRecord:
-        """Compile and check one engine, whose graph is in the cache, and put it into the cache instead of the graph.
+    def build(self, job: EngineJob, later: Sequence[EngineJob] = ()) -> EngineRecord:
+        """Compile and check one engine, whose graph is in the cache, and put it into the cache.
 
-        Raises BuildError naming the layer that does not run in the precision of the policy.
+        The graph is dropped unless a job that comes `later` needs it. Raises BuildError naming the layer that does not
+        run in the precision of the policy.
         """
         started = time.monotonic()
         key = self._graph_key(job)
@@ -89,7 +91,8 @@ class Workshop:
             plan = self.runner.run(f"compile {job.label}", build_plan, *arguments)
             rows = check_precisions(job.label, plan.layers, job.wanted)
             record = write_record(folder, plan, rows, time.monotonic() - started)
-        self.cache.drop("graphs", key)
+        if key not in map(self._graph_key, later):
+            self.cache.drop("graphs", key)
         return record
 
     def _graph_key(self, job: EngineJob) -> str:
