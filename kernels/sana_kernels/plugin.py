@@ -5,10 +5,12 @@ it needs an RTX card.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorrt_rtx as trt
+import tensorrt_rtx_libs as libraries
 
 from sana_kernels import node
 from sana_kernels.driver import Kernel, current_architecture, driver
@@ -130,8 +132,28 @@ class Creator(trt.IPluginCreatorV3One):  # type: ignore[misc]
         return Plugin(precision, given["architectures"].tolist())
 
 
+LIBRARY = "libtensorrt_rtx.so"
+VERSIONED = f"{LIBRARY}.1"
+
+
 def register() -> None:
-    """Make the plugin known to this process."""
+    """Make the plugin known to this process; raises KernelError where the ONNX parser could not load it."""
+    link_library(Path(libraries.__file__).parent)
     registry = trt.get_plugin_registry()
     if registry.get_creator(node.NAME, node.VERSION, "") is None:
         registry.register_creator(Creator(), "")
+
+
+def link_library(folder: Path) -> None:
+    """Give the library the name by which the parser opens it at the first plugin, which the wheel leaves out.
+
+    Without it the parser ends the process.
+    """
+    try:
+        (folder / LIBRARY).symlink_to(VERSIONED)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise KernelError(
+            f"{folder} has no {LIBRARY} and cannot be written ({error.strerror}): link it there to {VERSIONED}"
+        ) from error

@@ -65,3 +65,11 @@ def test_a_card_without_kernels_in_the_engine_is_refused(monkeypatch: pytest.Mon
         KernelError, match="was compiled for sm_120, sm_121, this card is sm_89: build the engine for it"
     ):
         made.load()
+
+
+def test_the_library_gets_the_name_that_the_parser_opens(tmp_path: Path) -> None:
+    for _ in range(2):
+        plugin.link_library(tmp_path)
+    assert (tmp_path / plugin.LIBRARY).readlink() == Path(plugin.VERSIONED)
+    with pytest.raises(KernelError, match="link it there"):
+        plugin.link_library(tmp_path / plugin.LIBRARY)
