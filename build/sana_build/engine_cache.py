@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sana_build.cache import make_key, source_hash
-from sana_build.engine_jobs import NARROW, EngineJob
+from sana_build.engine_jobs import EngineJob
 from sana_build.layer_table import EngineLayer, gemm_counts, kernels
 from sana_build.precision import GroupRow
 from sana_build.tensorrt_build import TensorRTPlan
@@ -85,7 +85,7 @@ def graph_key(model: "ModelConfig", checkpoint: "Checkpoint", calibration: "Cali
         model=asdict(model),
         graph=f"{job.stage}/{job.variant}",
         wanted=[asdict(entry) for entry in job.wanted],
-        amax={entry.path: amax.get(entry.path) for entry in job.wanted if entry.precision in NARROW},
+        amax={entry.path: amax.get(entry.path) for entry in job.wanted if entry.narrow},
         program=[source_hash(package) for package in ("sana_export", "sana_kernels", "sana_quant")],
         versions={package: version(package) for package in EXPORTERS},
     )

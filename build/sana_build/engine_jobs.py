@@ -5,14 +5,8 @@ from dataclasses import dataclass
 
 from sana_build.gpus import Gpu, architectures, editions
 from sana_build.precision import Requested
-from sana_quant.groups import layers
+from sana_quant.groups import PROMPT_GROUPS, layers
 from sana_quant.policy import Policy
-
-PROMPT_GROUPS = ("CA-KV",)
-"""Groups whose layers depend on the prompt alone, and so are in the denoiser's prompt engine."""
-
-NARROW = ("fp8", "nvfp4")
-"""Precisions that a layer is quantised to, for which it needs a calibrated range."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +26,7 @@ class EngineJob:
 
     @property
     def narrow(self) -> bool:
-        return any(entry.precision in NARROW for entry in self.wanted)
+        return any(entry.narrow for entry in self.wanted)
 
 
 def engine_jobs(stages: Mapping[str, tuple[str, ...]], gpu: Gpu, policy: Policy, depth: int) -> list[EngineJob]:

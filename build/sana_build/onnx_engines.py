@@ -29,11 +29,10 @@ def build_onnx_engines(plan: "Plan", staging: Path, progress: "EngineProgress") 
 def _graphs(plan: "Plan") -> "Iterator[Graph]":
     """Every graph of the model, one stage loaded at a time."""
     from sana_export import graphs
-    from sana_export.text import chi_prompt
-    from sana_runtime.prompts import PromptTokenizer
+    from sana_export.text import prompt_tokenizer
 
     checkpoint, model = plan.checkpoint, plan.model
-    tokenizer = PromptTokenizer(checkpoint.tokenizer_path(), chi_prompt(), model.dit.text_tokens)
+    tokenizer = prompt_tokenizer(checkpoint.tokenizer_path(), model.dit.text_tokens)
     text = graphs.text_graph(checkpoint.load_text(model), tokenizer.encode(EXAMPLE_PROMPT))
     yield text
     example = text.run()

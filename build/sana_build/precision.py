@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sana_build.layer_table import EngineLayer, products_of
+from sana_quant.policy import OUTSIDE
 from sana_runtime.errors import BuildError
 
 if TYPE_CHECKING:
@@ -18,6 +19,11 @@ class Requested:
     path: str
     group: str
     precision: str
+
+    @property
+    def narrow(self) -> bool:
+        """Whether the layer is quantised, and so needs a calibrated range."""
+        return self.precision not in OUTSIDE
 
 
 @dataclass(frozen=True)

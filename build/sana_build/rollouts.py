@@ -17,11 +17,10 @@ from sana_export.dit import DiT
 from sana_export.dtypes import compute_dtype
 from sana_export.pixels import uint8_to_pixels
 from sana_export.sampler import DiTStream
-from sana_export.text import chi_prompt
+from sana_export.text import prompt_tokenizer
 from sana_export.vae import VAE
 from sana_runtime.errors import ConfigError
 from sana_runtime.geometry import StreamGeometry
-from sana_runtime.prompts import PromptTokenizer
 from sana_runtime.schedule import chunk_noise, streaming_schedule
 
 Report = Callable[[str], object]
@@ -168,7 +167,7 @@ def encode_prompts(
     model: ModelConfig, checkpoint: Checkpoint, prompts: Sequence[str], machine: Machine
 ) -> list[tuple[Tensor, Tensor]]:
     """Text (1, L, D) and mask (1, L) of each prompt, float32."""
-    tokenizer = PromptTokenizer(checkpoint.tokenizer_path(), chi_prompt(), model.dit.text_tokens)
+    tokenizer = prompt_tokenizer(checkpoint.tokenizer_path(), model.dit.text_tokens)
     encoder = checkpoint.load_text(model, machine.dtype).to(machine.device)
     tokens = (tokenizer.encode(prompt) for prompt in prompts)
     return [encoder(*(torch.from_numpy(array).to(machine.device) for array in pair)) for pair in tokens]

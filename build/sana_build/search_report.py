@@ -33,6 +33,9 @@ MEANING = {
 TEACHING = ("baseline", "sweep")
 """Stages that the prediction is made from; it is judged by all others."""
 
+MEASURED = ("NVFP4, % of FLOPs", "speed-up", "RelRMSE", "cost")
+"""Heads of what `_row` says of a policy, after its name."""
+
 
 def write(outcome: "Outcome") -> None:
     """Everything into the output folder of the plan."""
@@ -177,9 +180,8 @@ def _picks(figures: Figures) -> Iterator[str]:
     yield ""
     yield "## Result"
     yield ""
-    measured = ["policy", "NVFP4, % of FLOPs", "speed-up", "RelRMSE", "cost"]
     checked = ["held out: RelRMSE", "cost", f"RelRMSE minus {FIXED}", "perceptual"]
-    yield from _table([*measured, *checked], [_pick_row(name, row) for name, row in figures["picks"].items()])
+    yield from _table(["policy", *MEASURED, *checked], [_pick_row(name, row) for name, row in figures["picks"].items()])
     yield ""
     yield (
         f"The held-out streams have {'other' if figures['other_prompts'] else 'the same'} prompts, another stretch of "
@@ -196,10 +198,7 @@ def _pick_row(name: str, row: Figures) -> list[str]:
     gap = row["held_out_minus_fixed"]
     return [
         f"`{name}`",
-        f"{100 * row['fp4_share']:.0f}",
-        f"{row['speedup']:.2f}",
-        f"{row['rmse']:.4f}",
-        f"{row['cost']:.4f}",
+        *_row(row)[1:],
         f"{row['held_out_rmse']:.4f}",
         f"{row['held_out_cost']:.4f}",
         f"{gap['mean']:+.4f} ± {gap['standard_error']:.4f}" if gap["mean"] else "",
@@ -214,7 +213,7 @@ def _groups(figures: Figures) -> Iterator[str]:
     yield "![Every group on quality against speed, as in the paper's Figure 6](groups.png)"
     yield ""
     rows = [row for row in figures["trials"] if row["stage"] in TEACHING]
-    yield from _table(["all fp8 but", "NVFP4, % of FLOPs", "speed-up", "RelRMSE", "cost"], [_row(row) for row in rows])
+    yield from _table(["all fp8 but", *MEASURED], [_row(row) for row in rows])
 
 
 def _row(row: Figures) -> list[str]:
@@ -247,10 +246,7 @@ def _front(figures: Figures) -> Iterator[str]:
     yield "No measured policy is faster and better than one of these (ideal speed-up), the fastest first:"
     yield ""
     rows = {row["policy"]: row for row in figures["trials"]}
-    yield from _table(
-        ["all fp8 but", "NVFP4, % of FLOPs", "speed-up", "RelRMSE", "cost"],
-        [_row(rows[label]) for label in figures["front"]],
-    )
+    yield from _table(["all fp8 but", *MEASURED], [_row(rows[label]) for label in figures["front"]])
 
 
 def _strips(figures: Figures) -> Iterator[str]:

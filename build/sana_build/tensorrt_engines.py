@@ -61,8 +61,11 @@ def _engines(workshop: Workshop, stage: str, jobs: list[EngineJob]) -> Iterator[
     missing = [job for job in jobs if found[job.label] is None]
     workshop.export(stage, missing)
     for job in jobs:
-        record = found[job.label]
-        yield job, record or workshop.build(job, missing[missing.index(job) + 1 :]), record is not None
+        if record := found[job.label]:
+            yield job, record, True
+        else:
+            missing.remove(job)
+            yield job, workshop.build(job, later=missing), False
 
 
 def _install(workshop: Workshop, job: EngineJob, record: EngineRecord, staging: Path, reused: bool) -> BuiltEngine:

@@ -10,8 +10,9 @@ from sana_export.graphs import Graph
 from sana_export.naming import name_nodes
 from sana_export.onnx_export import strip_metadata, trace
 from sana_quant.calibration import Calibration
+from sana_quant.groups import CHUNK_GROUPS, PROMPT_GROUPS
 from sana_quant.policy import Policy
-from sana_quant.qdq import CHUNK_GROUPS, PROMPT_GROUPS, QuantisedLayer, insert
+from sana_quant.qdq import QuantisedLayer, insert
 
 PREFIXES = {"text_encoder": "model.", "vae_encoder": "encoder.", "denoiser": "dit.", "vae_decoder": "decoder."}
 """Where a stage's graph module holds the part that module paths start in."""

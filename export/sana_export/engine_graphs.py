@@ -10,10 +10,9 @@ from sana_export.checkpoint import Checkpoint
 from sana_export.configs import ModelConfig
 from sana_export.dit import DiT
 from sana_export.graphs import Graph, denoiser_graphs, text_graph, vae_graphs
-from sana_export.text import chi_prompt
+from sana_export.text import prompt_tokenizer
 from sana_export.vae_layers import TemporalConv
 from sana_runtime.errors import choose
-from sana_runtime.prompts import PromptTokenizer
 
 ANY_PROMPT = "an instruction"
 """Every instruction has the same number of tokens, so any serves as an example."""
@@ -47,7 +46,7 @@ def use_gdn_plugin(dit: DiT, precision: str, architectures: Sequence[int]) -> No
 
 
 def _text(model: ModelConfig, checkpoint: Checkpoint) -> Iterator[Graph]:
-    tokenizer = PromptTokenizer(checkpoint.tokenizer_path(), chi_prompt(), model.dit.text_tokens)
+    tokenizer = prompt_tokenizer(checkpoint.tokenizer_path(), model.dit.text_tokens)
     yield text_graph(checkpoint.load_text(model, torch.bfloat16), tokenizer.encode(ANY_PROMPT))
 
 

@@ -11,7 +11,7 @@ from sana_export.configs import ModelConfig
 from sana_export.dit import DiT, Prompt
 from sana_export.pixels import pixels_to_uint8, uint8_to_pixels
 from sana_export.sampler import DiTStream
-from sana_export.text import TextEncoder, chi_prompt
+from sana_export.text import TextEncoder, prompt_tokenizer
 from sana_export.vae import VAE
 from sana_runtime.geometry import StreamGeometry
 from sana_runtime.prompts import PromptTokenizer
@@ -31,7 +31,7 @@ class OfflinePipeline:
     @classmethod
     def load(cls, model: ModelConfig, checkpoint: Checkpoint) -> "OfflinePipeline":
         """Every part of `checkpoint`; raises CheckpointError as its loads do."""
-        tokenizer = PromptTokenizer(checkpoint.tokenizer_path(), chi_prompt(), model.dit.text_tokens)
+        tokenizer = prompt_tokenizer(checkpoint.tokenizer_path(), model.dit.text_tokens)
         parts = checkpoint.load_dit(model.dit), checkpoint.load_vae(model.vae), checkpoint.load_text(model)
         return cls(model, *parts, tokenizer)
 

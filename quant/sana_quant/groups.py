@@ -16,6 +16,12 @@ GROUPS = {
 }
 """Name of each group, and the module it is in every block."""
 
+PROMPT_GROUPS = ("CA-KV",)
+"""Groups that depend on the prompt alone: they are in the graph that runs once per prompt."""
+
+CHUNK_GROUPS = tuple(group for group in GROUPS if group not in PROMPT_GROUPS)
+"""All others: in the graphs that run for every chunk."""
+
 HIGH_PRECISION = (
     "x_embedder",
     "t_embedder",

@@ -13,16 +13,11 @@ import torch
 from torch import Tensor
 
 from sana_quant.calibration import Calibration
-from sana_quant.groups import GROUPS, Layer, layers
+from sana_quant.groups import CHUNK_GROUPS, GROUPS, Layer, layers
 from sana_quant.numerics import BLOCK, fp8_scale, nvfp4_scale, nvfp4_weight_scale, pack_fp8, pack_nvfp4
 from sana_quant.onnx_nodes import FLOAT, FP4, FP8, NodeWriter, float32, fp4, fp8, kind_of, operands, sizes
 from sana_quant.policy import OUTSIDE, Policy
 from sana_runtime.errors import BuildError, ConfigError
-
-PROMPT_GROUPS = ("CA-KV",)
-"""Groups in the graph that runs once per prompt; all others are in the graphs that run for every chunk."""
-
-CHUNK_GROUPS = tuple(group for group in GROUPS if group not in PROMPT_GROUPS)
 
 TRT_DOMAIN = "trt"
 QUANTISERS = ("QuantizeLinear", "TRT_FP4DynamicQuantize")

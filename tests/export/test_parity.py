@@ -15,8 +15,9 @@ from sana_export.graphs import Graph, denoiser_graphs
 from sana_export.parity import parity
 from sana_quant.calibration import Calibration, observe
 from sana_quant.fake import fake_quantised
+from sana_quant.groups import CHUNK_GROUPS, PROMPT_GROUPS
 from sana_quant.policy import load_policy
-from sana_quant.qdq import CHUNK_GROUPS, PROMPT_GROUPS, insert
+from sana_quant.qdq import insert
 
 LIMIT = 1e-5
 """A tenth of what is asked for; 1e-6 is measured."""
