@@ -7,13 +7,14 @@ from itertools import pairwise
 
 import numpy as np
 
+from sana_runtime.batching import Call, State, Steps, Tensors
 from sana_runtime.engine import Engine
 from sana_runtime.errors import EngineError, RequestError
 from sana_runtime.geometry import Chunk
 from sana_runtime.manifest import Manifest
 from sana_runtime.memory import Array
 from sana_runtime.schedule import chunk_noise, streaming_schedule
-from sana_runtime.stages import Request, State, StatefulStage, Tensors, step
+from sana_runtime.stages import Request, StatefulStage, step
 from sana_runtime.state import IN
 
 MAX_SEED = 2**63 - 1
@@ -50,41 +51,47 @@ class DenoiserStage(StatefulStage[DenoiserState]):
         self._schedule = streaming_schedule(manifest.steps)
         self._text_shape = (1, manifest.config["text"]["tokens"], manifest.config["text"]["width"])
         self._steady_inputs = {spec.name: spec for spec in engines["steady"].inputs}
+        self._whole = "noise" in self._steady_inputs
         if "recent_valid" not in self._steady_inputs:
             raise EngineError("the denoiser's steady engine has no input recent_valid: build the repository again")
 
-    def advance(self, state: DenoiserState | None, chunk: Chunk, request: Request) -> tuple[Tensors, DenoiserState]:
+    def advance(
+        self, state: DenoiserState | None, chunk: Chunk, request: Request
+    ) -> Steps[tuple[Tensors, DenoiserState]]:
         source = request.tensor("source", "float32", self.geometry.latent_shape(chunk))
         seed = _seed(request, state)
-        prompt = self._prompt(request, state)
-        carried = state.carried if state else None
+        prompt = yield from self._prompt(request, state)
         feeds = {"source": source, **prompt.outputs, **self._position(chunk)}
         noise = self.memory.upload(chunk_noise(seed, chunk.index, source.shape))
-        latent = self._denoise(chunk, feeds, carried, noise)
-        # The last chunk of a stream has no successor that would read its cache.
-        carried = {} if request.end else self._write_cache(chunk, feeds, carried, latent)
+        edit = self._edit_whole if self._whole else self._edit_stepwise
+        latent, carried = yield from edit(feeds, state.carried if state else None, noise, request.end)
         return {"latent": self.memory.download(latent)}, DenoiserState(seed, prompt, carried)
 
     def placeholder(self) -> Tensors:
         return {"latent": self.empty_latent()}
 
-    def _denoise(self, chunk: Chunk, feeds: State, carried: State | None, latent: Array) -> Array:
+    def _edit_whole(self, feeds: State, carried: State | None, noise: Array, end: bool) -> Steps[tuple[Array, State]]:
+        """The chunk by an engine that holds all steps and the cache pass."""
+        outputs, written = yield from step({**feeds, "noise": noise}, carried)
+        return outputs["latent"], self._complete(carried, written)
+
+    def _edit_stepwise(
+        self, feeds: State, carried: State | None, latent: Array, end: bool
+    ) -> Steps[tuple[Array, State]]:
+        """The chunk by an engine that evaluates the DiT once."""
         steps = zip(self._schedule.timesteps, pairwise(self._schedule.sigmas), strict=True)
         for timestep, (sigma, following) in steps:
-            outputs, _ = self._evaluate(chunk, feeds, carried, latent, timestep)
+            outputs, _ = yield from _evaluate(feeds, carried, latent, timestep)
             latent = latent + (following - sigma) * outputs["velocity"]
-        return latent
+        if end:
+            # The last chunk of a stream has no successor that would read its cache.
+            return latent, {}
+        _, written = yield from _evaluate(feeds, carried, latent, 0.0)
+        return latent, self._complete(carried, written)
 
-    def _write_cache(self, chunk: Chunk, feeds: State, carried: State | None, latent: Array) -> State:
+    def _complete(self, carried: State | None, written: State) -> State:
         """State after the chunk; what the steady engine reads and the first one does not write starts as zeros."""
-        _, written = self._evaluate(chunk, feeds, carried, latent, 0.0)
-        return {**self._zeros(), **written} if chunk.index == 0 else written
-
-    def _evaluate(
-        self, chunk: Chunk, feeds: State, carried: State | None, latent: Array, timestep: float
-    ) -> tuple[Tensors, State]:
-        moment = {"latent": latent, "timestep": np.array([timestep], np.float32)}
-        return step(self.engines, chunk, {**feeds, **moment}, carried)
+        return {**self._zeros(), **written} if carried is None else written
 
     def _zeros(self) -> Tensors:
         states = {name.removesuffix(IN): spec for name, spec in self._steady_inputs.items() if name.endswith(IN)}
@@ -99,14 +106,19 @@ class DenoiserStage(StatefulStage[DenoiserState]):
         valid[:, slots - min(chunk.index - 1, slots) :] = 1.0
         return {"frame_start": np.array([chunk.start], np.int64), "recent_valid": valid}
 
-    def _prompt(self, request: Request, state: DenoiserState | None) -> Prompt:
+    def _prompt(self, request: Request, state: DenoiserState | None) -> Steps[Prompt]:
         text = request.tensor("text", "float32", self._text_shape)
         mask = request.tensor("text_mask", "float32", self._text_shape[:2])
         if state and state.prompt.holds(text, mask):
             return state.prompt
         # The request's tensors are views of memory that the server takes back after the answer.
         text, mask = text.copy(), mask.copy()
-        return Prompt(text, mask, self.engines["prompt"].run({"text": text, "text_mask": mask}))
+        outputs = yield Call("prompt", {"text": text, "text_mask": mask})
+        return Prompt(text, mask, outputs)
+
+
+def _evaluate(feeds: State, carried: State | None, latent: Array, timestep: float) -> Steps[tuple[Tensors, State]]:
+    return step({**feeds, "latent": latent, "timestep": np.array([timestep], np.float32)}, carried)
 
 
 def _seed(request: Request, state: DenoiserState | None) -> int:

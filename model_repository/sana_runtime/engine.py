@@ -1,15 +1,16 @@
 """Engines: a compiled stage variant as a function from named tensors to named tensors."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from sana_runtime.errors import EngineError, choose
 from sana_runtime.memory import Array, HostMemory, Memory
+from sana_runtime.packages import import_beside
 from sana_runtime.tensors import TensorSpec
 
-__all__ = ["ENGINES", "Engine", "OnnxRuntimeEngine", "TensorSpec", "check_feeds", "describe", "load_engine"]
+__all__ = ["ENGINES", "Engine", "OneByOne", "OnnxRuntimeEngine", "TensorSpec", "check_feeds", "describe", "load_engine"]
 
 
 def describe(specs: tuple[TensorSpec, ...]) -> dict[str, str]:
@@ -36,6 +37,20 @@ class Engine(Protocol):
         """Evaluate once. Raises EngineError naming the tensor that is missing, unknown or misshapen."""
         ...
 
+    def run_batch(self, feeds: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
+        """Evaluate for several streams. Raises what `run` raises for any of them."""
+        ...
+
+
+class OneByOne:
+    """For engines that are built for one stream."""
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        raise NotImplementedError
+
+    def run_batch(self, feeds: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
+        return [self.run(one) for one in feeds]
+
 
 def check_feeds(specs: tuple[TensorSpec, ...], feeds: Mapping[str, Array]) -> None:
     """Raise EngineError unless `feeds` holds exactly the tensors of `specs`."""
@@ -48,7 +63,7 @@ def check_feeds(specs: tuple[TensorSpec, ...], feeds: Mapping[str, Array]) -> No
             raise EngineError(reason)
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(OneByOne):
     """An ONNX file on the onnxruntime CPU provider, on every core the process may use."""
 
     DTYPES = {  # noqa: RUF012
@@ -93,10 +108,15 @@ def _tensorrt(library: str) -> Callable[[Path], Engine]:
     return load
 
 
+def _torch(path: Path) -> Engine:
+    return import_beside(path, "sana_gpu.load", "sana_kernels").load(path)
+
+
 ENGINES: dict[str, Callable[[Path], Engine]] = {
     "onnxruntime": OnnxRuntimeEngine,
     "tensorrt_rtx": _tensorrt("tensorrt_rtx"),
     "tensorrt": _tensorrt("tensorrt"),
+    "torch": _torch,
 }
 
 

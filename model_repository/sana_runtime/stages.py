@@ -2,25 +2,22 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
+from sana_runtime.batching import Answer, Call, State, Steps, Tensors, attempt, together
 from sana_runtime.engine import Engine
 from sana_runtime.errors import RequestError
 from sana_runtime.geometry import Chunk, StreamGeometry
 from sana_runtime.manifest import Manifest
-from sana_runtime.memory import Array
 from sana_runtime.sessions import SessionTable
 from sana_runtime.state import as_inputs, from_outputs
 
 S = TypeVar("S")
-Tensors = dict[str, Array]
-State = Mapping[str, Array]
-"""Named tensors in the memory of the engine that made them, or on the host."""
 
 NOBODY = ("", "0")
 """Correlation ids of calls outside any stream: the server warms a model up with id 0."""
@@ -64,8 +61,8 @@ class Request:
 class Stage(Protocol):
     """What the server drives."""
 
-    def run(self, request: Request) -> Tensors:
-        """Answer one request. Raises RequestError if it is at fault, any other error if the engine failed."""
+    def run_batch(self, requests: Sequence[Request]) -> list[Answer]:
+        """Answer requests of different streams; RequestError where one is at fault, others if an engine failed."""
         ...
 
 
@@ -81,17 +78,28 @@ class StatefulStage(ABC, Generic[S]):
         self.sessions: SessionTable[S] = SessionTable(manifest.streams, manifest.idle_seconds, clock)
 
     def run(self, request: Request) -> Tensors:
+        """Answer one request. Raises RequestError if it is at fault, any other error if the engine failed."""
+        (answer,) = self.run_batch([request])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def run_batch(self, requests: Sequence[Request]) -> list[Answer]:
+        """Answer requests of different streams, whose engine calls run together where they are the same."""
+        return together(self.engines, [self._answer(request) for request in requests])
+
+    def _answer(self, request: Request) -> Steps[Tensors]:
         """Advance the stream by one chunk, or free it if the request closes it."""
         if request.closing or request.correlation in NOBODY:
             self.sessions.drop(request.correlation)
             return self.placeholder()
         index = request.parameters.get("chunk")
         with self.sessions.step(request.correlation, index, start=request.start, end=request.end) as session:
-            outputs, session.state = self.advance(session.state, self.geometry.chunk(session.chunk), request)
+            outputs, session.state = yield from self.advance(session.state, self.geometry.chunk(session.chunk), request)
         return outputs
 
     @abstractmethod
-    def advance(self, state: S | None, chunk: Chunk, request: Request) -> tuple[Tensors, S]:
+    def advance(self, state: S | None, chunk: Chunk, request: Request) -> Steps[tuple[Tensors, S]]:
         """Outputs of the chunk and the state after it; `state` is None at chunk 0 and must not be changed."""
 
     @abstractmethod
@@ -105,21 +113,21 @@ class StatefulStage(ABC, Generic[S]):
         return np.zeros(self.geometry.latent_shape(Chunk(0, 0, 1, 1)), np.float32)
 
 
-def step(engines: Mapping[str, Engine], chunk: Chunk, feeds: State, state: State | None) -> tuple[Tensors, State]:
+def step(feeds: State, state: State | None) -> Steps[tuple[Tensors, State]]:
     """Run the engine variant of this chunk over `feeds` and the carried state: all its outputs, and the new state."""
     if state is None:
-        outputs = engines["first"].run(feeds)
+        outputs = yield Call("first", feeds)
         return outputs, from_outputs(outputs)
-    outputs = engines["steady"].run({**feeds, **as_inputs(state)})
+    outputs = yield Call("steady", {**feeds, **as_inputs(state)})
     return outputs, {**state, **from_outputs(outputs)}
 
 
 class VAEEncoderStage(StatefulStage[State]):
     """`frames` u8 (1, F, H, W, 3) to `source` f32 (1, C, T, h, w)."""
 
-    def advance(self, state: State | None, chunk: Chunk, request: Request) -> tuple[Tensors, State]:
+    def advance(self, state: State | None, chunk: Chunk, request: Request) -> Steps[tuple[Tensors, State]]:
         frames = request.tensor("frames", "uint8", self.frames_shape(chunk.frames))
-        outputs, state = step(self.engines, chunk, {"frames": frames}, state)
+        outputs, state = yield from step({"frames": frames}, state)
         return {"source": self.memory.download(outputs["source"])}, state
 
     def placeholder(self) -> Tensors:
@@ -129,9 +137,9 @@ class VAEEncoderStage(StatefulStage[State]):
 class VAEDecoderStage(StatefulStage[State]):
     """`latent` f32 (1, C, T, h, w) to `edited` u8 (1, F, H, W, 3)."""
 
-    def advance(self, state: State | None, chunk: Chunk, request: Request) -> tuple[Tensors, State]:
+    def advance(self, state: State | None, chunk: Chunk, request: Request) -> Steps[tuple[Tensors, State]]:
         latent = request.tensor("latent", "float32", self.geometry.latent_shape(chunk))
-        outputs, state = step(self.engines, chunk, {"latent": latent}, state)
+        outputs, state = yield from step({"latent": latent}, state)
         return {"edited": self.memory.download(outputs["edited"])}, state
 
     def placeholder(self) -> Tensors:
@@ -154,6 +162,10 @@ class TextEncoderStage:
         self._engine, self._tokenize = engines["prompt"], tokenize
         self._tokens, self._width = manifest.config["text"]["tokens"], manifest.config["text"]["width"]
         self._encode = lru_cache(PROMPTS_KEPT)(self._run_engine)
+
+    def run_batch(self, requests: Sequence[Request]) -> list[Answer]:
+        """Encode the prompts of chunks; a prompt that changes is rare, so they are encoded one after another."""
+        return [attempt(partial(self.run, request)) for request in requests]
 
     def run(self, request: Request) -> Tensors:
         """Encode the prompt of the chunk; a closing request is answered with zeros."""

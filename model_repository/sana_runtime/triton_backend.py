@@ -3,10 +3,12 @@
 import json
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sana_runtime import bridge
+from sana_runtime.batching import Answer, attempt
 from sana_runtime.denoiser import DenoiserStage
 from sana_runtime.engine import Engine, describe, load_engine
 from sana_runtime.errors import RepositoryError, RequestError, choose
@@ -73,23 +75,28 @@ class StageModel:
         self.metrics = Metrics(pb_utils, self.name)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        return [self._answer(request) for request in requests]
+        started = time.perf_counter()
+        answers = [self._respond(answer) for answer in self._run(requests)]
+        self.metrics.update(getattr(self.stage, "sessions", None), len(requests), time.perf_counter() - started)
+        return answers
 
     def finalize(self) -> None:
         del self.stage
 
-    def _answer(self, request: Any) -> Any:
-        started = time.perf_counter()
-        try:
-            answer = self._pb.InferenceResponse(self._tensors(self.stage.run(parse(request))))
-        except RequestError as error:
-            answer = self._error(str(error), self._pb.TritonError.INVALID_ARG)
-        except Exception as error:
-            # One faulty chunk must not take the process down: it holds the streams of all other clients.
-            self._pb.Logger.log_error(f"{self.name}: {type(error).__name__}: {error}")
-            answer = self._error(f"{self.name} failed: {error}", self._pb.TritonError.INTERNAL)
-        self.metrics.update(getattr(self.stage, "sessions", None), time.perf_counter() - started)
-        return answer
+    def _run(self, requests: list[Any]) -> list[Answer]:
+        """An answer or an error for each; one faulty chunk must not end the process, which holds other streams."""
+        parsed = [attempt(partial(parse, request)) for request in requests]
+        sound = [request for request in parsed if isinstance(request, Request)]
+        answers = iter(self.stage.run_batch(sound) if sound else [])
+        return [next(answers) if isinstance(request, Request) else request for request in parsed]
+
+    def _respond(self, answer: Answer) -> Any:
+        if not isinstance(answer, Exception):
+            return self._pb.InferenceResponse(self._tensors(answer))
+        if isinstance(answer, RequestError):
+            return self._error(str(answer), self._pb.TritonError.INVALID_ARG)
+        self._pb.Logger.log_error(f"{self.name}: {type(answer).__name__}: {answer}")
+        return self._error(f"{self.name} failed: {answer}", self._pb.TritonError.INTERNAL)
 
     def _tensors(self, outputs: Mapping[str, Any]) -> list[Any]:
         return [bridge.to_triton(self._pb, name, array) for name, array in outputs.items()]
@@ -128,9 +135,10 @@ class Metrics:
         self._counts = {name: self._families[name].Metric(labels=labels) for name in ("live", "evicted", "broken")}
         self._seconds = seconds.Metric(labels=labels, buckets=list(self.BUCKETS))
 
-    def update(self, sessions: SessionTable | None, seconds: float) -> None:
-        """Publish the table's counters and the time of the request just answered."""
-        self._seconds.observe(seconds)
+    def update(self, sessions: SessionTable | None, chunks: int, seconds: float) -> None:
+        """Publish the table's counters and the time of the chunks just answered together."""
+        for _ in range(chunks):
+            self._seconds.observe(seconds)
         if sessions is not None:
             for name, metric in self._counts.items():
                 metric.set(getattr(sessions, name))

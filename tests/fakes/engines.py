@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from sana_runtime.engine import TensorSpec, check_feeds
+from sana_runtime.engine import OneByOne, TensorSpec, check_feeds
 from sana_runtime.errors import EngineError
 from sana_runtime.geometry import StreamGeometry
 from sana_runtime.manifest import Manifest
@@ -32,7 +32,7 @@ FRAMES = {name: (1, frames, 4, 8, 3) for name, frames in (("first", 33), ("stead
 LATENT = {name: (1, 2, latents, 1, 2) for name, latents in (("first", 5), ("steady", 3))}
 
 
-class FakeEngine:
+class FakeEngine(OneByOne):
     """Checks its feeds like a real engine, then computes `function`; counts calls and fails while `failing`."""
 
     outputs: tuple[TensorSpec, ...] = ()

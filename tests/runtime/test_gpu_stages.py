@@ -8,11 +8,12 @@ from test_denoiser import LATENT, MANIFEST, denoise, denoiser_stage
 
 from fakes.engines import FakeEngine, request
 from sana_runtime.denoiser import DenoiserStage
+from sana_runtime.engine import OneByOne
 from sana_runtime.memory import TorchMemory
 from sana_runtime.tensors import TensorSpec
 
 
-class TorchEngine:
+class TorchEngine(OneByOne):
     """A fake engine in the memory of torch: notes which of its feeds came from the host."""
 
     outputs: tuple[TensorSpec, ...] = ()

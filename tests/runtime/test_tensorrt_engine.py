@@ -3,8 +3,10 @@
 No test here runs on a GPU: that the library behaves like its stand-in is not shown.
 """
 
+import json
 import sys
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +133,58 @@ def test_a_file_that_is_not_for_this_card_is_refused(library: Library, tmp_path:
     plan = write_plan(tmp_path / "engine.plan", "of another card")
     with pytest.raises(EngineError, match="cannot be loaded on this machine"):
         TensorRTEngine(plan, "tensorrt_rtx", TorchMemory("cpu"), tmp_path)
+
+
+REGISTERS = "import tensorrt_rtx\ndef register(): tensorrt_rtx.plugins.add('SanaGDN')\n"
+REFUSES = "def register(): raise ValueError('link it there')\n"
+
+
+@pytest.fixture
+def with_plugin(
+    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[str], TensorRTEngine]]:
+    """Load an engine that holds a plugin, from a repository whose package is the given source."""
+    for name in kernel_modules():
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    folder = tmp_path / "denoiser" / "1"
+    folder.mkdir(parents=True)
+    library.programs["double"] = lambda feeds: {"y": 2 * feeds["x"]}
+    tensors = {"x": ("input", "FLOAT", (1,)), "y": ("output", "FLOAT", (1,))}
+    plan = write_plan(folder / "steady.plan", "double", "SanaGDN", **tensors)
+    (folder / "steady.layers.json").write_text(json.dumps([{"type": "gemm"}, {"type": "custom_layer"}]))
+
+    def load(source: str) -> TensorRTEngine:
+        if source:
+            with zipfile.ZipFile(tmp_path / "sana_kernels.zip", "w") as package:
+                package.writestr("sana_kernels/__init__.py", "")
+                package.writestr("sana_kernels/plugin.py", source)
+        return TensorRTEngine(plan, "tensorrt_rtx", TorchMemory("cpu"), tmp_path / "kernels")
+
+    yield load
+    for name in kernel_modules():
+        del sys.modules[name]
+
+
+def kernel_modules() -> list[str]:
+    return [name for name in sys.modules if name.partition(".")[0] == "sana_kernels"]
+
+
+def test_an_engine_with_a_plugin_is_read_after_the_plugin_is_registered(
+    with_plugin: Callable[[str], TensorRTEngine],
+) -> None:
+    assert with_plugin(REGISTERS).run({"x": np.ones(1, np.float32)})["y"].tolist() == [2.0]
+
+
+def test_a_plugin_that_is_missing_or_refuses_the_machine_is_one_sentence(
+    with_plugin: Callable[[str], TensorRTEngine],
+) -> None:
+    with pytest.raises(
+        EngineError, match=r"steady\.plan holds our GDN plugin and .*sana_kernels\.zip is missing: build"
+    ):
+        with_plugin("")
+    with pytest.raises(EngineError, match=r"the GDN plugin that engine .* holds cannot be registered: link it there$"):
+        with_plugin(REFUSES)
 
 
 def test_another_version_of_the_library_is_refused_with_the_command_that_fixes_it(library: Library) -> None:
