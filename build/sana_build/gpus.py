@@ -1,7 +1,7 @@
 """What `--gpu` can name: the engines each card runs, in which precisions, and how fast it can be at best."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sana_quant.cost import Rates
 from sana_quant.policy import Policy, load_policy
@@ -10,11 +10,14 @@ from sana_runtime.errors import ConfigError, choose
 RUNS = {
     # On a card, whatever a policy does not narrow is computed in BF16.
     "fp32": set(),
-    "bf16": {86, 89, 90, 100, 120, 121},
+    "bf16": {80, 86, 89, 90, 100, 120, 121},
     "fp8": {89, 90, 100, 120, 121},
     "nvfp4": {100, 120, 121},
 }
 """Architectures (SM) whose tensor cores and engines know a precision."""
+
+LACKING: dict[str, set[str]] = {"torch": {"nvfp4"}}
+"""Precisions that an engine library has no kernels for, on cards that could run them."""
 
 PREFERRED = ("mpq", "fp8", "bf16", "fp32")
 """Policies from the fastest to the one that everything runs; a card's own is the first that it can run."""
@@ -40,7 +43,8 @@ class Figure:
 class Gpu:
     """A machine to build for. Memory is in GB, bandwidth in GB/s, `tensor` in dense TFLOP/s by precision.
 
-    A family has `members` and no figures of its own: one repository for all of them.
+    `backend` are the engines it gets, `others` what `--backend` can name instead. A family has `members` and no figures
+    of its own: one repository for all of them.
     """
 
     name: str
@@ -51,13 +55,15 @@ class Gpu:
     bandwidth: Figure | None = None
     tensor: Mapping[str, Figure] = field(default_factory=dict)
     members: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
     @property
     def precisions(self) -> frozenset[str]:
         """What its engines can run; of a family, what any member can."""
         if self.members:
             return frozenset().union(*(card.precisions for card in self.cards))
-        return frozenset(name for name, sms in RUNS.items() if self.sm in sms) if self.sm else frozenset({"fp32"})
+        runs = {name for name, sms in RUNS.items() if self.sm in sms} if self.sm else {"fp32"}
+        return frozenset(runs - LACKING.get(self.backend, set()))
 
     @property
     def cards(self) -> tuple["Gpu", ...]:
@@ -122,8 +128,12 @@ def architectures(cards: Iterable[Gpu]) -> tuple[int, ...]:
     return tuple(sorted({card.sm for card in cards if card.sm}))
 
 
-def choose_gpu(name: str) -> Gpu:
-    return choose("--gpu", name, GPUS)
+def choose_gpu(name: str, backend: str | None = None) -> Gpu:
+    """The machine called `name`, with its own engines or those of `backend`; raises ConfigError listing the names."""
+    gpu = choose("--gpu", name, GPUS)
+    known = (gpu.backend, *gpu.others)
+    chosen = choose(f"--backend for --gpu {name}", backend or gpu.backend, {known: known for known in known})
+    return replace(gpu, backend=chosen)
 
 
 def _rtx(name: str, title: str, sm: int, memory: float, bandwidth: float, source: str, **tensor: float) -> Gpu:
@@ -132,7 +142,7 @@ def _rtx(name: str, title: str, sm: int, memory: float, bandwidth: float, source
 
 
 def _data_centre(name: str, title: str, sm: int, memory: float, bandwidth: Figure, tensor: Mapping[str, Figure]) -> Gpu:
-    return Gpu(name, title, "tensorrt", sm, Figure(memory, DATASHEET), bandwidth, tensor)
+    return Gpu(name, title, "torch", sm, Figure(memory, DATASHEET), bandwidth, tensor, others=("tensorrt",))
 
 
 def _figures(source: str, **values: float) -> dict[str, Figure]:
@@ -151,6 +161,7 @@ _RTX_CARDS = (
 )
 
 _DATA_CENTRE_CARDS = (
+    _data_centre("a100", "A100 SXM 80 GB", 80, 80, Figure(2039, DATASHEET), _figures(DATASHEET, bf16=312.0)),
     _data_centre("h100", "H100 SXM", 90, 80, Figure(3350, DATASHEET), _figures(HALVED, bf16=989.5, fp8=1979.0)),
     _data_centre("h200", "H200 SXM", 90, 141, Figure(4270, MEASURED), _figures(MEASURED, bf16=790.0, fp8=1471.0)),
     _data_centre(

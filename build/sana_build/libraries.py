@@ -6,25 +6,26 @@ from importlib.util import find_spec
 from sana_build.gpus import Gpu, architectures
 from sana_runtime.libraries import WHEELS
 
+ON_CARD = {"tensorrt": "classic TensorRT", "torch": "the torch backend"}
+"""Backends whose engines are compiled and measured on the card they are for."""
+
 ARCHITECTURE_QUERY = ("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
 
 
 def obstacle(gpu: Gpu) -> str | None:
     """Why this machine cannot build engines for `gpu` and what to do about it, or None if it can.
 
-    TensorRT-RTX builds for any card without one; classic TensorRT builds on the card that will run the engine.
+    TensorRT-RTX builds for any card without one; ON_CARD lists what builds on the card that will run the engine.
     """
-    if gpu.backend not in WHEELS:
-        return None
-    if find_spec(gpu.backend) is None:
+    if gpu.backend in WHEELS and find_spec(gpu.backend) is None:
         return f"{gpu.backend} is not installed: run `pip install {WHEELS[gpu.backend]}`{_where(gpu)}"
-    if gpu.backend == "tensorrt" and not set(architectures(gpu.cards)) <= local_architectures():
-        return f"classic TensorRT builds on the card itself and this machine has no {gpu.title}{_where(gpu)}"
+    if gpu.backend in ON_CARD and not set(architectures(gpu.cards)) <= local_architectures():
+        return f"{ON_CARD[gpu.backend]} builds on the card itself and this machine has no {gpu.title}{_where(gpu)}"
     return None
 
 
 def _where(gpu: Gpu) -> str:
-    return f"; build on the machine with the {gpu.title}" if gpu.backend == "tensorrt" else ""
+    return f"; build on the machine with the {gpu.title}" if gpu.backend in ON_CARD else ""
 
 
 def local_architectures() -> set[int]:

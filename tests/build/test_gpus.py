@@ -1,7 +1,9 @@
 import pytest
 
+from sana_build.build import BUILDERS
 from sana_build.gpus import GPUS, MEASURED, PREFERRED, RUNS, choose_gpu, choose_policy
 from sana_quant.policy import PRECISIONS, load_policy, shipped
+from sana_runtime.engine import ENGINES
 from sana_runtime.errors import ConfigError
 
 CARDS = [gpu for gpu in GPUS.values() if gpu.sm]
@@ -16,7 +18,8 @@ GEFORCE_BLACKWELL = ("rtx5090", "rtx5080", "rtx5070ti")
         ("rtx4090", {"bf16", "fp8"}),
         ("h100", {"bf16", "fp8"}),
         ("h200", {"bf16", "fp8"}),
-        ("b200", {"bf16", "fp8", "nvfp4"}),
+        ("a100", {"bf16"}),
+        ("b200", {"bf16", "fp8"}),
         ("rtx5090", {"bf16", "fp8", "nvfp4"}),
         ("gb10", {"bf16", "fp8", "nvfp4"}),
         ("rtx", {"bf16", "fp8", "nvfp4"}),
@@ -24,6 +27,13 @@ GEFORCE_BLACKWELL = ("rtx5090", "rtx5080", "rtx5070ti")
 )
 def test_what_each_card_runs(name: str, precisions: set[str]) -> None:
     assert GPUS[name].precisions == precisions
+
+
+def test_a_card_with_a_choice_of_engines_runs_what_they_run() -> None:
+    assert choose_gpu("b200").backend == "torch"
+    assert choose_gpu("b200", "tensorrt").precisions == {"bf16", "fp8", "nvfp4"}
+    with pytest.raises(ConfigError, match=r"--backend for --gpu rtx5090 .*tensorrt_rtx"):
+        choose_gpu("rtx5090", "torch")
 
 
 @pytest.mark.parametrize(
@@ -68,7 +78,8 @@ def test_every_figure_says_where_it_is_from() -> None:
 
 def test_no_card_has_a_throughput_for_what_it_does_not_run() -> None:
     for card in CARDS:
-        assert card.tensor.keys() <= card.precisions, card.name
+        known = {name for name, sms in RUNS.items() if card.sm in sms}
+        assert card.tensor.keys() <= known, card.name
 
 
 def test_published_throughput_doubles_when_the_bits_are_halved() -> None:
@@ -85,7 +96,8 @@ def test_published_throughput_doubles_when_the_bits_are_halved() -> None:
 def test_the_table_names_only_what_exists() -> None:
     assert RUNS.keys() == PRECISIONS.keys()
     assert set(PREFERRED) < shipped().keys()
-    assert {gpu.backend for gpu in GPUS.values()} == {"onnxruntime", "tensorrt_rtx", "tensorrt"}
+    named = {backend for gpu in GPUS.values() for backend in (gpu.backend, *gpu.others)}
+    assert named == BUILDERS.keys() == ENGINES.keys()
 
 
 def test_the_family_is_every_card_of_its_backend() -> None:
@@ -96,5 +108,5 @@ def test_the_family_is_every_card_of_its_backend() -> None:
 
 
 def test_an_unknown_card_is_refused_with_the_names() -> None:
-    with pytest.raises(ConfigError, match="unknown --gpu 'gtx280': choose one of b200, cpu, gb10, h100"):
+    with pytest.raises(ConfigError, match="unknown --gpu 'gtx280': choose one of a100, b200, cpu, gb10, h100"):
         choose_gpu("gtx280")
