@@ -178,9 +178,9 @@ def phase_times(precision: str, batch: int, frames: int, launch: Launch) -> dict
 SWEEP = {
     "summaries": [Phase(*row) for row in itertools.product((4, 8), (32, 64, 128), (1, 2, 3))],
     "scan": [Phase(*row) for row in itertools.product((4, 8), (2, 4, 8), (1, 2))],
-    "readout": [Phase(*row) for row in itertools.product((4, 8), (32, 64), (1, 2, 3))],
+    "readout": [Phase(*row) for row in itertools.product((4, 8), (32, 64), (1, 2), (0, 128))],
 }
-PROGRAMS = {"summaries": (1,), "scan": (1,), "readout": (0.5, 1, 2)}
+PROGRAMS = {"summaries": (1,), "scan": (1,), "readout": (0.25, 0.5, 1)}
 """Shares of the row's programs; only the readout has a choice."""
 
 
@@ -238,7 +238,8 @@ def main() -> None:
     if arguments.tune:
         for kernel, phase, factor, time in tune(arguments.tune, 3, launch_for(sm, arguments.tune)):
             print(
-                f"{kernel:10} warps {phase.warps:2} size {phase.size:3} stages {phase.stages} x{factor} {time:7.1f} us"
+                f"{kernel:10} warps {phase.warps:2} size {phase.size:3} stages {phase.stages} "
+                f"registers {phase.registers:3} programs {factor:4} {time:7.1f} us"
             )
         return
     result = {**about(), "errors": errors, **measure(launch_for(sm, "bf16"))}

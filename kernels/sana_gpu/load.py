@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sana_gpu.text import load_text
 from sana_runtime.engine import Engine
@@ -35,7 +35,15 @@ class Description:
             raise EngineError(f"engine {path} cannot be read ({error}): build the repository again") from error
 
 
-Engines = Mapping[str, Engine]
+class GpuEngine(Engine, Protocol):
+    """An engine of this package."""
+
+    def warm(self) -> None:
+        """Do once what the first chunks of a stream would otherwise wait for."""
+        ...
+
+
+Engines = Mapping[str, GpuEngine]
 """Engines of a part by variant."""
 
 
@@ -67,17 +75,19 @@ def read_weights(path: Path, device: str) -> dict[str, Any]:
 
 
 def load(path: Path) -> Engine:
-    """The engine that the description at `path` is of; raises EngineError where there is no GPU or no such file."""
+    """The engine that the description at `path` is of, warm; raises EngineError if there is no GPU or no such file."""
     import torch
 
     if not torch.cuda.is_available():
         raise EngineError(
             f"engine {path} needs an NVIDIA GPU and torch sees none: check the driver and the torch build"
         )
-    return load_on(path, "cuda")
+    engine = load_on(path, "cuda")
+    engine.warm()
+    return engine
 
 
-def load_on(path: Path, device: str) -> Engine:
+def load_on(path: Path, device: str) -> GpuEngine:
     """As `load`, on any device of torch's; on a CPU it computes the same with the kernels' readable references."""
     description = Description.read(path)
     config = json.dumps(description.config, sort_keys=True)

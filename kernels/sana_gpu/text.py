@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.export.passes import move_to_device_pass
 
-from sana_runtime.engine import Engine, OneByOne, check_feeds
+from sana_runtime.engine import OneByOne, check_feeds
 from sana_runtime.memory import Array, TorchMemory
 from sana_runtime.tensors import TensorSpec
 
@@ -27,8 +27,12 @@ class TextEngine(OneByOne):
         tensors = [self.memory.as_tensor(feeds[spec.name]) for spec in self.inputs]
         return dict(zip(("text", "text_mask"), self._program(*tensors), strict=True))
 
+    def warm(self) -> None:
+        """Load what the first prompt would wait for."""
+        self.run({spec.name: self.memory.zeros(spec) for spec in self.inputs})
 
-def load_text(weights: Path, config: Mapping[str, Any], device: str) -> dict[str, Engine]:
+
+def load_text(weights: Path, config: Mapping[str, Any], device: str) -> dict[str, TextEngine]:
     """The exported program at `weights`; `config` holds `tokens`, N, and `text`, (L, D)."""
     exported = torch.export.load(weights)
     program = move_to_device_pass(exported, device).module()

@@ -24,11 +24,13 @@ class Call:
     warps: int
     stages: int
     constants: Mapping[str, Any] = field(default_factory=dict)
+    registers: int = 0
 
     @property
     def options(self) -> dict[str, Any]:
         """What Triton's compiler is told; fusing multiply and add is named because its default differs by release."""
-        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+        options = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+        return options | ({"maxnreg": self.registers} if self.registers else {})
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def calls(p: Problem, launch: Launch) -> list[Call]:
 
 
 def _call(kernel: str, grid: tuple[int, int, int], phase: Phase, constants: Mapping[str, Any]) -> Call:
-    return Call(kernel, grid, phase.warps, phase.stages, constants)
+    return Call(kernel, grid, phase.warps, phase.stages, constants, phase.registers)
 
 
 def _row_norms(p: Problem) -> Call:

@@ -41,7 +41,7 @@ def layer_problem(op: str, tensors: Mapping[str, Tensor], frames: int, precision
     states = _carried(op, tensors)
     own_angles = tensors["rope"].ndim == 3
     check_shapes(op, tensors, {**states, "rope": "bnk" if own_angles else "nk"}, size)
-    check_types(op, tensors, PROJECTIONS, states)
+    check_types(op, tensors, PROJECTIONS, [*states, *({"factor"} & tensors.keys())])
     check_contiguous(op, tensors, [*WEIGHTS, "rope", *states])
     rows = Rows(**{name: row_stride(op, name, tensors[name]) for name in PROJECTIONS})
     return Problem(size["b"], size["h"], frames, tokens, width, width, precision, bool(states), rows, True, own_angles)

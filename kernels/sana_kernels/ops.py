@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sana_kernels import naive, naive_layer
 from sana_kernels.launcher import architecture, launch
+from sana_kernels.naive_dit import to_fp8
 from sana_kernels.operands import gdn_problem, layer_problem
 from sana_kernels.problem import Problem
 
@@ -34,16 +35,16 @@ def run_gdn(
 def run_gdn_layer_core(
     q: Tensor, k: Tensor, v: Tensor, gate: Tensor, beta: Tensor, rate: Tensor,
     q_weight: Tensor, k_weight: Tensor, rate_bias: Tensor, a_log: Tensor, rope: Tensor,
-    state_kv: Tensor | None, state_z: Tensor | None, frames: int, precision: str = "bf16",
+    state_kv: Tensor | None, state_z: Tensor | None, frames: int, precision: str = "bf16", factor: Tensor | None = None,
 ) -> Result:  # fmt: skip
     """naive_layer.gdn_layer_core on the kernels, with `precision` as in run_gdn.
 
     q, k, v, gate (B, N, C) and beta, rate (B, N, h) in one floating type, each columns of some contiguous (B, N, ...);
-    weights and rope in any floating type, contiguous; the state in float32. Raises KernelError for anything else.
+    weights and rope in any floating type, contiguous; the state in float32. With a `factor` (1,) float32, the output is
+    E4M3 of that many times the result. Raises KernelError for anything else.
     """
     tensors = _present(locals())
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    return _run(layer_problem("gdn_layer_core", tensors, frames, precision), tensors, out)
+    return _run(layer_problem("gdn_layer_core", tensors, frames, precision), tensors, _new_output(q, factor))
 
 
 def _present(arguments: Mapping[str, object]) -> dict[str, Tensor]:
@@ -54,6 +55,10 @@ def _run(p: Problem, tensors: dict[str, Tensor], out: Tensor) -> Result:
     results = out, *_new_state(out, (p.batch, p.heads), p.value_dim, p.key_dim)
     launch(p, {**tensors, **dict(zip(("out", "final_kv", "final_z"), results, strict=True))}, architecture(out.device))
     return results
+
+
+def _new_output(q: Tensor, factor: Tensor | None) -> Tensor:
+    return torch.empty(q.shape, dtype=q.dtype if factor is None else torch.float8_e4m3fn, device=q.device)
 
 
 def _new_state(like: Tensor, streams: Sequence[int], values: int, keys: int) -> tuple[Tensor, Tensor]:
@@ -77,10 +82,14 @@ def _(q: Tensor, k: Tensor, v: Tensor, *_rest: object) -> Result:
 
 
 @gdn_layer_core.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, beta: Tensor, *_rest: object) -> Result:
+def _(
+    q: Tensor, k: Tensor, v: Tensor, gate: Tensor, beta: Tensor, rate: Tensor,
+    q_weight: Tensor, k_weight: Tensor, rate_bias: Tensor, a_log: Tensor, rope: Tensor,
+    state_kv: Tensor | None, state_z: Tensor | None, frames: int, precision: str = "bf16", factor: Tensor | None = None,
+) -> Result:  # fmt: skip
     heads = beta.shape[-1]
     width = q.shape[-1] // heads
-    return q.new_empty(q.shape), *_new_state(q, (q.shape[0], heads), width, width)
+    return _new_output(q, factor), *_new_state(q, (q.shape[0], heads), width, width)
 
 
 @gdn.register_kernel("cpu")
@@ -97,9 +106,9 @@ def _(
 def _(
     q: Tensor, k: Tensor, v: Tensor, gate: Tensor, beta: Tensor, rate: Tensor,
     q_weight: Tensor, k_weight: Tensor, rate_bias: Tensor, a_log: Tensor, rope: Tensor,
-    state_kv: Tensor | None, state_z: Tensor | None, frames: int, precision: str = "bf16",
+    state_kv: Tensor | None, state_z: Tensor | None, frames: int, precision: str = "bf16", factor: Tensor | None = None,
 ) -> Result:  # fmt: skip
     per_channel = q_weight, k_weight, rate_bias, a_log
     state = _state(state_kv, state_z)
     out, after = naive_layer.gdn_layer_core(q, k, v, gate, beta, rate, *per_channel, rope, state, frames)
-    return out, *after
+    return (out if factor is None else to_fp8(out, 1 / float(factor))), *after

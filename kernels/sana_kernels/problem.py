@@ -62,6 +62,11 @@ class Problem:
         return self.batch * self.frames * self.tokens
 
     @property
+    def rate_block(self) -> int:
+        """Tokens whose rates are read at once: a loop would wait for the memory as often as it goes round."""
+        return min(padded(self.tokens), 1024)
+
+    @property
     def hidden(self) -> int:
         return self.heads * self.key_dim
 

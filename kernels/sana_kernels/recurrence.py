@@ -16,6 +16,7 @@ from sana_kernels.tiles import (
     locate,
     operand,
     product,
+    saturated,
 )
 
 
@@ -90,12 +91,13 @@ def scan(
 
 @triton.jit
 def readout(
-    q, q_rot, inverse_q, q_weight, rope, gate, history_kv, history_z, out,
+    q, q_rot, inverse_q, q_weight, rope, gate, history_kv, history_z, factor, out,
     epsilon: tl.constexpr, p: tl.constexpr, TOKENS: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     """Query past and later together: out = kv q_rot / (z q + epsilon), fused times silu(gate).
 
-    Grid: frames (B h T), SPLITS shares of the frame's blocks of TOKENS tokens.
+    With a `factor` (1,), out is E4M3 of that many times the result. Grid: frames (B h T), SPLITS shares of the frame's
+    blocks of TOKENS tokens.
     """
     frame = tl.program_id(0)
     first, column, _ = locate(frame, p)
@@ -122,4 +124,6 @@ def readout(
             result *= x / (1.0 + tl.exp(-x))
         at = rows[:, None] * out_stride + values[None, :]
         inside = (rows < p.tokens)[:, None] & (values < p.value_dim)[None, :]
+        if factor is not None:
+            result = saturated(result * tl.load(factor))
         tl.store(out + first * out_stride + column + at, result.to(out.dtype.element_ty), mask=inside)

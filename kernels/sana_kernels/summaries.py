@@ -150,4 +150,4 @@ def summaries(
         sum_written(k, k_rot, v, strength if p.fused else beta, k_weight, rope, write_kv, write_z, p, TOKENS)
         if p.fused:
             first, _, head = locate(tl.program_id(0), p)
-            tl.store(decay + tl.program_id(0), frame_decay(rate, rate_bias, a_log, first, head, p, TOKENS))
+            tl.store(decay + tl.program_id(0), frame_decay(rate, rate_bias, a_log, first, head, p, p.rate_block))

@@ -33,6 +33,12 @@ def sigmoid(x):
 
 
 @triton.jit
+def saturated(x):
+    """x within the range of E4M3."""
+    return tl.minimum(tl.maximum(x, -448.0), 448.0)
+
+
+@triton.jit
 def softplus(x):
     return tl.maximum(x, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(x)))
 

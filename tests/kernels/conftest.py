@@ -10,6 +10,7 @@ import triton.language as tl
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 DOT, CAST = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
+ROUND, SPLAT = InterpreterBuilder.create_fp_to_fp, InterpreterBuilder.create_splat
 
 
 def widened(operand: TensorHandle) -> TensorHandle:
@@ -31,9 +32,24 @@ def cast_impl(self: InterpreterBuilder, source: TensorHandle, wanted: tl.dtype) 
     return TensorHandle(rounded.view(torch.uint16).numpy(), tl.bfloat16)
 
 
+def create_fp_to_fp(self: InterpreterBuilder, source: TensorHandle, wanted: tl.dtype, *rest: Any) -> TensorHandle:
+    """It cuts bits off for E4M3 as well."""
+    if (source.dtype.scalar, wanted.scalar) != (tl.float32, tl.float8e4nv):
+        return ROUND(self, source, wanted, *rest)
+    rounded = torch.from_numpy(np.ascontiguousarray(source.data)).to(torch.float8_e4m3fn)
+    return TensorHandle(rounded.view(torch.uint8).numpy(), tl.float8e4nv)
+
+
+def create_splat(self: InterpreterBuilder, wanted: tl.dtype, source: TensorHandle) -> TensorHandle:
+    """It makes integers of a truth value, which it then does not take as a mask."""
+    spread = SPLAT(self, wanted, source)
+    return TensorHandle(spread.data.astype(bool), tl.int1) if source.data.dtype == np.bool_ else spread
+
+
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     if not triton.knobs.runtime.interpret:
         return torch.device("cuda")
     InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl = create_dot, cast_impl
+    InterpreterBuilder.create_fp_to_fp, InterpreterBuilder.create_splat = create_fp_to_fp, create_splat
     return torch.device("cpu")

@@ -89,3 +89,13 @@ def test_sessions_in_a_batch_do_not_see_each_other(device: torch.device) -> None
         alone = run(part, State(state.kv[one], state.z[one]), frames, "fp32", device)
         for got, wanted in zip(together, alone, strict=True):
             assert torch.equal(got[one], wanted)
+
+
+def test_the_output_can_be_e4m3(device: torch.device) -> None:
+    tensors, state, frames = case("ragged")
+    out, _ = naive_layer.gdn_layer_core(**tensors, state=state, frames=frames)
+    step = float(out.abs().max()) / 448
+    tensors["factor"] = torch.tensor([1 / step])
+    got, *_ = run(tensors, state, frames, "fp32", device)
+    assert got.dtype == torch.float8_e4m3fn
+    assert off(got.float() * step, out) < 0.04

@@ -10,6 +10,7 @@ from torch import Tensor
 from sana_kernels import launch, naive, naive_layer
 from sana_kernels.errors import KernelError
 from sana_kernels.launcher import architecture
+from sana_kernels.naive_dit import to_fp8
 from sana_kernels.ops import gdn, gdn_layer_core, run_gdn, run_gdn_layer_core
 
 SHAPE = (1, 2, 2, 5, 16, 16)
@@ -45,6 +46,12 @@ def test_a_cpu_gets_the_reference_of_the_layer() -> None:
     wanted, after = naive_layer.gdn_layer_core(**tensors, state=state, frames=2)
     assert torch.equal(out, wanted)
     assert torch.equal(kv, after.kv)
+
+
+def test_a_cpu_rounds_to_e4m3_as_well() -> None:
+    tensors, factor = raw(), torch.tensor([100.0])
+    out, narrow = gdn_layer_core(**tensors, frames=2)[0], gdn_layer_core(**tensors, frames=2, factor=factor)[0]
+    assert torch.equal(narrow, to_fp8(out, 0.01))
 
 
 @pytest.mark.parametrize("stateless", [False, True])

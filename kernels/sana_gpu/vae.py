@@ -1,0 +1,113 @@
+"""Engines of the VAE's encoder and decoder on a GPU, in the shapes of the first and of every later chunk."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sana_gpu.limits import memory_levers
+from sana_gpu.vae_network import Tensors, decode, encode
+from sana_gpu.vae_weights import prepare_vae
+from sana_runtime.engine import check_feeds
+from sana_runtime.errors import EngineError, choose
+from sana_runtime.geometry import StreamGeometry
+from sana_runtime.memory import Array, TorchMemory
+from sana_runtime.state import IN, OUT
+from sana_runtime.tensors import TensorSpec, dtype_name
+
+__all__ = ["VAEEngine", "load_vae", "prepare_vae"]
+
+MOST_STREAMS = 8
+
+Walk = Callable[[Tensors, Mapping[str, Any], Tensor, Tensors], tuple[Tensor, Tensors]]
+
+
+@dataclass(frozen=True)
+class Port:
+    """What goes into a part and what comes out, beside its state."""
+
+    given: str
+    made: str
+    walk: Walk
+
+
+PORTS = {"vae_encoder": Port("frames", "source", encode), "vae_decoder": Port("latent", "edited", decode)}
+
+
+class VAEEngine:
+    """One part in the shapes of one kind of chunk.
+
+    `frames` u8 (1, F, H, W, 3) to `source` f32 (1, C, T, h, w), or `latent` f32 to `edited` u8. State is the last two
+    input frames of each convolution, (1, 2, H', W', C) with the decoder's halo: NAME.in, which the first chunk has
+    none of, and NAME.out.
+    """
+
+    def __init__(
+        self, port: Port, given: Tensor, state: Tensors, weights: Tensors, config: Mapping[str, Any],
+        memory: TorchMemory,
+    ) -> None:  # fmt: skip
+        """`given` and `state` are of the shapes and types the engine takes; a first chunk has no state."""
+        self.memory, self._port, self._weights, self._config = memory, port, weights, config
+        made, written = port.walk(outline(weights), config, given, {name: x[0] for name, x in state.items()})
+        self.inputs = (spec(port.given, given), *(spec(name + IN, x) for name, x in state.items()))
+        self.outputs = (spec(port.made, made), *(spec(name + OUT, x[None]) for name, x in written.items()))
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Raises EngineError naming the tensor that is missing, unknown or misshapen."""
+        return self.run_batch([feeds])[0]
+
+    @torch.inference_mode()
+    def run_batch(self, feeds: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
+        """One stream after the other: the convolutions of one fill the GPU, and more would take more memory."""
+        if not 1 <= len(feeds) <= MOST_STREAMS:
+            raise EngineError(f"{len(feeds)} streams in one batch, the engine takes 1 to {MOST_STREAMS}")
+        for one in feeds:
+            check_feeds(self.inputs, one)
+        with self.memory.stream(), memory_levers(f"the VAE's {self._port.made} of {len(feeds)} streams"):
+            return [self._run(one) for one in feeds]
+
+    def warm(self) -> None:
+        """Compile its kernels and let cuDNN choose its own, so that no chunk waits for that."""
+        self.run({spec.name: self.memory.zeros(spec) for spec in self.inputs})
+
+    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        tensors = {name: self.memory.as_tensor(array) for name, array in feeds.items()}
+        given = tensors.pop(self._port.given)
+        past = {name.removesuffix(IN): tensor[0] for name, tensor in tensors.items()}
+        made, written = self._port.walk(self._weights, self._config, given, past)
+        return {self._port.made: made, **{name + OUT: tensor[None] for name, tensor in written.items()}}
+
+
+def load_vae(part: str, config: Mapping[str, Any], weights: Tensors, device: str) -> dict[str, VAEEngine]:
+    """Engines of `part`, "first" and "steady", from weights of `prepare_vae` on `device`.
+
+    `config` holds the fields of the VAE's configuration as `vae` and those of the stream's geometry as `geometry`.
+    """
+    port, memory = choose("part of the VAE", part, PORTS), TorchMemory(device)
+    # Shapes are few and stay the same: a stream's first chunks pay for trying all of cuDNN's ways once.
+    torch.backends.cudnn.benchmark = True
+    geometry = StreamGeometry(**config["geometry"])
+    first, later = (example(port, geometry, index) for index in range(2))
+    _, written = port.walk(outline(weights), config["vae"], first, {})
+    state = {name: tensor[None] for name, tensor in written.items()}
+    common = weights, config["vae"], memory
+    return {"first": VAEEngine(port, first, {}, *common), "steady": VAEEngine(port, later, state, *common)}
+
+
+def outline(tensors: Tensors) -> Tensors:
+    """The same shapes and types without values: what is computed of them costs nothing."""
+    return {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+
+
+def example(port: Port, geometry: StreamGeometry, index: int) -> Tensor:
+    """What a part is given of chunk `index`, without values."""
+    chunk = geometry.chunk(index)
+    if port.given == "frames":
+        return torch.empty(1, chunk.frames, geometry.height, geometry.width, 3, dtype=torch.uint8, device="meta")
+    return torch.empty(geometry.latent_shape(chunk), device="meta")
+
+
+def spec(name: str, tensor: Tensor) -> TensorSpec:
+    return TensorSpec(name, dtype_name(tensor), tuple(tensor.shape))

@@ -1,0 +1,191 @@
+"""The VAE's GPU engines on a CPU: the exported network's numbers, chunk by chunk, for several streams at once."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from micro import MICRO
+from sana_export.configs import TINY, ModelConfig
+from sana_export.graph_modules import DecoderGraph, EncoderGraph
+from sana_export.vae import VAE
+from sana_export.vae_keys import fill_vae
+from sana_gpu.vae import VAEEngine, load_vae, prepare_vae
+from sana_runtime.errors import ConfigError, EngineError
+from sana_runtime.state import IN, OUT, check_names
+
+PARTS = {"vae_encoder": EncoderGraph, "vae_decoder": DecoderGraph}
+CHUNKS = 3
+SMALL_TINY = replace(TINY, height=48, width=64)
+EVERYWHERE = dict.fromkeys(PARTS, (8, 16, 32, 64))
+
+
+def network(model: ModelConfig) -> VAE:
+    vae = VAE(model.vae).eval()
+    fill_vae(vae, 0)
+    with torch.no_grad():
+        for part in (vae.encoder, vae.decoder):
+            part.latents_mean.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
+            part.latents_std.uniform_(0.8, 1.2, generator=torch.Generator().manual_seed(1))
+    return vae
+
+
+def engines(part: str, vae: VAE, model: ModelConfig, **how: object) -> Mapping[str, VAEEngine]:
+    config = {"vae": asdict(model.vae), "geometry": asdict(model.geometry)}
+    weights = getattr(vae, part.removeprefix("vae_")).state_dict()
+    return load_vae(part, config, prepare_vae(part, config["vae"], weights, **how), "cpu")  # type: ignore[arg-type]
+
+
+def given(engine: VAEEngine, seed: int) -> Tensor:
+    spec, generator = engine.inputs[0], torch.Generator().manual_seed(seed)
+    if spec.dtype == "uint8":
+        return torch.randint(0, 256, spec.shape, dtype=torch.uint8, generator=generator)
+    return torch.randn(spec.shape, generator=generator)
+
+
+def carried(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removesuffix(OUT) + IN: tensor for name, tensor in outputs.items() if name.endswith(OUT)}
+
+
+def stream(found: Mapping[str, VAEEngine], seed: int = 0) -> list[dict[str, Tensor]]:
+    """All outputs of the first chunks of a stream."""
+    results: list[dict[str, Tensor]] = []
+    for index in range(CHUNKS):
+        engine = found["steady" if index else "first"]
+        state = carried(results[-1]) if index else {}
+        results.append(engine.run({engine.inputs[0].name: given(engine, 100 * seed + index), **state}))
+    return results
+
+
+@torch.inference_mode()
+def wanted(part: str, vae: VAE, found: Mapping[str, VAEEngine]) -> list[Tensor]:
+    """The same chunks by the exported network."""
+    net, state, made = getattr(vae, part.removeprefix("vae_")), [], []
+    for index in range(CHUNKS):
+        frames = given(found["steady" if index else "first"], index)
+        output, *state = PARTS[part](net, net.state_names if index else ())(frames, *state)
+        made.append(output)
+    return made
+
+
+def off(got: Tensor, reference: Tensor) -> float:
+    """Relative, root mean square; 8-bit frames in steps of the least bit."""
+    scale = 1.0 if got.dtype == torch.uint8 else float(reference.double().square().mean())
+    return (float((got.double() - reference.double()).square().mean()) / scale) ** 0.5
+
+
+MODELS = {"micro": MICRO, "tiny": SMALL_TINY}
+
+
+@pytest.mark.parametrize("winograd", [{}, EVERYWHERE], ids=["direct", "winograd"])
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("part", PARTS)
+def test_equals_the_exported_network(part: str, model: ModelConfig, winograd: dict[str, tuple[int, ...]]) -> None:
+    vae = network(model)
+    found = engines(part, vae, model, dtype=torch.float32, winograd=winograd)
+    for outputs, reference in zip(stream(found), wanted(part, vae, found), strict=True):
+        # A frame's value right between two steps may be cut either way: one in ten thousand is.
+        limit = 0.01 if part == "vae_decoder" else 3e-6
+        assert off(outputs[found["first"].outputs[0].name], reference) < limit
+
+
+@pytest.mark.parametrize("winograd", [{}, EVERYWHERE], ids=["direct", "winograd"])
+@pytest.mark.parametrize("part", PARTS)
+def test_bf16_loses_no_more_than_the_network_in_bf16(part: str, winograd: dict[str, tuple[int, ...]]) -> None:
+    vae = network(MICRO)
+    found = engines(part, vae, MICRO, winograd=winograd)
+    exact, got = wanted(part, vae, found), stream(found)
+    plain = wanted(part, vae.to(torch.bfloat16), found)
+    name = found["first"].outputs[0].name
+    for ours, theirs, reference in zip(got, plain, exact, strict=True):
+        assert off(ours[name], reference) < 1.2 * off(theirs, reference)
+
+
+def test_encoder_in_chunks_equals_whole_clip() -> None:
+    vae = network(MICRO)
+    found = engines("vae_encoder", vae, MICRO, dtype=torch.float32)
+    clip = torch.cat([given(found["steady" if index else "first"], index) for index in range(CHUNKS)], dim=1)
+    with torch.inference_mode():
+        whole, *_ = EncoderGraph(vae.encoder)(clip)
+    pieces = torch.cat([outputs["source"] for outputs in stream(found)], dim=2)
+    assert off(pieces, whole) < 3e-6
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_tensors_are_what_the_engine_says(part: str) -> None:
+    vae = network(MICRO)
+    found = engines(part, vae, MICRO)
+    names = getattr(vae, part.removeprefix("vae_")).state_names
+    check_names(names)
+    for engine, outputs in zip((found["first"], found["steady"]), stream(found), strict=False):
+        assert [spec.name for spec in engine.outputs] == list(outputs)
+        assert [spec.name.removesuffix(OUT) for spec in engine.outputs[1:]] == list(names)
+        assert not any(spec.refusal(outputs[spec.name]) for spec in engine.outputs)
+    assert [spec.name.removesuffix(IN) for spec in found["steady"].inputs[1:]] == list(names)
+    assert len(found["first"].inputs) == 1
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_streams_in_a_batch_are_as_if_alone(part: str) -> None:
+    found = engines(part, network(MICRO), MICRO)
+    alone = [stream(found, seed) for seed in range(2)]
+    name = found["first"].inputs[0].name
+    feeds = [{name: given(found["steady"], 100 * seed + 1), **carried(alone[seed][0])} for seed in range(2)]
+    for together, one in zip(found["steady"].run_batch(feeds), (results[1] for results in alone), strict=True):
+        assert all(torch.equal(together[key], one[key]) for key in one)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_call_leaves_its_state_unchanged(part: str) -> None:
+    found = engines(part, network(MICRO), MICRO)
+    state = carried(stream(found)[0])
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    feeds = {found["steady"].inputs[0].name: given(found["steady"], 5), **state}
+    once, again = found["steady"].run(feeds), found["steady"].run(feeds)
+    assert all(torch.equal(once[name], again[name]) for name in once)
+    assert all(torch.equal(state[name], before[name]) for name in state)
+
+
+def test_weights_beyond_the_range_of_float16_are_left_to_cudnn() -> None:
+    weights = network(MICRO).encoder.state_dict()
+    name = "down_blocks.0.resnets.0.conv1.weight"
+    config = asdict(MICRO.vae)
+    assert prepare_vae("vae_encoder", config, weights, winograd=EVERYWHERE)[name].shape == (9, 8, 3, 8)
+    weights[name] = weights[name] * 1e4
+    assert prepare_vae("vae_encoder", config, weights, winograd=EVERYWHERE)[name].shape == (8, 3, 3, 3, 8)
+
+
+def test_takes_numpy_arrays() -> None:
+    engine = engines("vae_encoder", network(MICRO), MICRO)["first"]
+    frames = given(engine, 0)
+    assert torch.equal(engine.run({"frames": frames.numpy()})["source"], engine.run({"frames": frames})["source"])
+
+
+def test_a_full_gpu_names_what_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engines("vae_encoder", network(MICRO), MICRO)["first"]
+
+    def full(*_: object, **_named: object) -> None:
+        raise torch.OutOfMemoryError("2 GiB wanted")
+
+    monkeypatch.setattr("sana_gpu.vae_network.convolve", full)
+    with pytest.raises(EngineError, match=r"VAE's source of 1 streams.*--streams.*--policy.*2 GiB"):
+        engine.run({"frames": given(engine, 0)})
+
+
+def test_refusals() -> None:
+    vae = network(MICRO)
+    found = engines("vae_encoder", vae, MICRO)
+    frames = given(found["first"], 0)
+    with pytest.raises(EngineError, match="the engine takes"):
+        found["first"].run({"frames": frames[:, :32]})
+    with pytest.raises(EngineError, match=r"missing \['conv_in.in'"):
+        found["steady"].run({"frames": frames[:, :24]})
+    with pytest.raises(EngineError, match="0 streams"):
+        found["first"].run_batch([])
+    config = asdict(MICRO.vae)
+    with pytest.raises(ConfigError, match="part of the VAE 'denoiser'"):
+        prepare_vae("denoiser", config, vae.encoder.state_dict())
+    with pytest.raises(ConfigError, match="only a causal decoder"):
+        prepare_vae("vae_decoder", {**config, "decoder_causal": False}, vae.encoder.state_dict())
