@@ -57,8 +57,8 @@ types: setup ## check types
 bench: setup ## measure the served pipeline against its stages
 	$(BIN)/python benchmarks/serving.py
 
-bench-gpu: setup ## check and time the GDN kernels, on a machine with a GPU
-	$(BIN)/python benchmarks/gdn_gpu.py
+bench-gpu: setup ## check and time the torch backend, on a machine with a GPU
+	$(BIN)/python benchmarks/gpu
 
 quality: setup ## measure the edits of the tiny checkpoint through the server
 	$(BIN)/python benchmarks/tiny_quality.py

@@ -2,8 +2,10 @@
 
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sana_build.built import Built, BuiltEngine, costs, denoiser_rows, summary
@@ -16,12 +18,32 @@ from sana_build.repository import package
 from sana_build.stage_process import disk_full, no_space, peak_memory
 from sana_build.tensorrt_engines import build_tensorrt_engines, plan_jobs
 from sana_runtime.errors import BuildError
+from sana_runtime.libraries import WHEELS
 from sana_runtime.manifest import EngineEntry, Manifest
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from sana_build.engine_progress import EngineProgress
+
 CALIBRATION = "calibration.json"
+Builder = Callable[[Plan, Path, "EngineProgress"], Built]
+
+
+def _build_torch(plan: Plan, staging: Path, progress: "EngineProgress") -> Built:
+    from sana_build.torch_engines import build_torch_engines
+
+    return build_torch_engines(plan, staging, progress)
+
+
+BUILDERS: dict[str, Builder] = {
+    "onnxruntime": build_onnx_engines,
+    "tensorrt_rtx": build_tensorrt_engines,
+    "tensorrt": build_tensorrt_engines,
+    "torch": _build_torch,
+}
+"""Who makes the engines of a backend below a folder."""
+
 VERSIONED = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "transformers", "diffusers", "numpy")
 
 
@@ -46,17 +68,13 @@ def _build(plan: Plan, console: "Console") -> tuple[Built, Manifest]:
     with under_construction(plan.output) as staging:
         with console.status("checking the checkpoint"):
             plan.checkpoint.check(plan.model)
-        if plan.target.backend == "onnxruntime":
-            with engine_progress(sum(map(len, STAGES.values())), console) as progress:
-                built = build_onnx_engines(plan, staging, progress)
-        else:
-            with engine_progress(len(plan_jobs(plan)), console) as progress:
-                built = build_tensorrt_engines(plan, staging, progress)
+        with engine_progress(len(plan_jobs(plan)), console) as progress:
+            built = BUILDERS[plan.target.backend](plan, staging, progress)
         shutil.copyfile(plan.checkpoint.tokenizer_path(), staging / "text_encoder" / "1" / "tokenizer.json")
         if built.calibration:
             built.calibration.write(staging / CALIBRATION)
         known = {engine.entry.path: engine.sha256 for engine in built.engines if engine.sha256}
-        return built, package(staging, _manifest(plan, built), known)
+        return built, package(staging, _manifest(plan, built), known, built.packages)
 
 
 def _manifest(plan: Plan, built: Built) -> Manifest:
@@ -94,6 +112,7 @@ def _config(plan: Plan, built: Built) -> dict[str, Any]:
         "vae": asdict(model.vae),
         "stream": asdict(model.stream),
         "policy": asdict(plan.policy),
+        "gdn": plan.gdn if plan.target.backend in WHEELS else None,
         "calibration": dict(built.calibration.about) if built.calibration else None,
     }
 

@@ -40,12 +40,16 @@ class Step:
 
 @dataclass(frozen=True)
 class Built:
-    """All engines of a build, the steps that ran for them, the libraries and the calibration they were built with."""
+    """All engines of a build, the steps that ran for them, the libraries and the calibration they were built with.
+
+    `packages` of ours have to be in the repository beside the runtime.
+    """
 
     engines: list[BuiltEngine]
     steps: list[Step] = field(default_factory=list)
     libraries: dict[str, str] = field(default_factory=dict)
     calibration: "Calibration | None" = None
+    packages: tuple[str, ...] = ()
 
 
 def summary(engines: Iterable[BuiltEngine]) -> "Table":

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 PROMPTS = ("Make it a watercolor painting", "Change the season to winter and cover the ground with fresh snow.")
 CLIP = "big-buck-bunny.mp4"
 
+FIFTH = 5
+"""Of width and height: time falls with the area, the ranges by little, which their headroom makes up for."""
+
 
 def calibrate(
     model: ModelConfig,
@@ -52,7 +55,7 @@ def calibrate(
 
 def quick_calibration(model: ModelConfig, checkpoint: Checkpoint, console: "Console") -> Calibration:
     """What a build calibrates by itself: two chunks of the shipped clip, one prompt, small frames."""
-    return calibrate(small_frames(model), checkpoint, [shipped_clip()], PROMPTS[:1], 2, console)
+    return calibrate(small_frames(model, FIFTH), checkpoint, [shipped_clip()], PROMPTS[:1], 2, console)
 
 
 def load_calibration(path: Path, model: ModelConfig) -> Calibration:
@@ -67,12 +70,9 @@ def load_calibration(path: Path, model: ModelConfig) -> Calibration:
     return calibration
 
 
-def small_frames(model: ModelConfig) -> ModelConfig:
-    """The model at a fifth of its width and height, rounded up to what the VAE divides.
-
-    Time falls with the area, the ranges by little, which their headroom makes up for.
-    """
-    unit = 5 * model.vae.spatial_ratio
+def small_frames(model: ModelConfig, divisor: int) -> ModelConfig:
+    """The model at its width and height over `divisor`, rounded up to what the VAE divides."""
+    unit = divisor * model.vae.spatial_ratio
     height, width = (math.ceil(size / unit) * model.vae.spatial_ratio for size in (model.height, model.width))
     return replace(model, height=height, width=width)
 

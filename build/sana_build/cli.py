@@ -50,6 +50,10 @@ def root(
         str | None, typer.Option(help="File, folder, hub id or random:SEED. \\[default: the model's own]")
     ] = None,
     policy: Annotated[str | None, typer.Option(help="Precision policy. \\[default: the target's own]")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="Engines to build, where a card has a choice. \\[default: the target's own]")
+    ] = None,
+    gdn: Annotated[str, typer.Option(help="GDN cores: native operators, or plugin for our kernels (RTX).")] = "native",
     streams: Annotated[int, typer.Option(help="Streams the server holds at once.")] = 4,
     calibration: Annotated[
         Path | None, typer.Option(help="Ranges from `sana-build calibrate`. \\[default: measured on the shipped clip]")
@@ -66,7 +70,7 @@ def root(
     from sana_build.plan import resolve
 
     console = _console()
-    plan = resolve(model, checkpoint, gpu, policy, output, streams, calibration, cache)
+    plan = resolve(model, checkpoint, gpu, policy, output, streams, calibration, cache, backend, gdn)
     console.print(plan.table())
     build(plan, console)
 
@@ -79,6 +83,7 @@ def plan(
         str | None, typer.Option(help="Policy by name, or a .toml file. \\[default: the target's own]")
     ] = None,
     checkpoint: Annotated[str | None, typer.Option(help="Check that these weights fit the model.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Engines, as in a build. \\[default: the target's own]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Print what a precision policy makes of a model on a card: cost, roofline, engines. Builds nothing.
@@ -87,7 +92,7 @@ def plan(
     """
     from sana_build.plan_report import plan_report
 
-    report = plan_report(model, policy, gpu, checkpoint)
+    report = plan_report(model, policy, gpu, checkpoint, backend)
     if as_json:
         print(json.dumps(report, indent=1))
     else:

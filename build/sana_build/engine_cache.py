@@ -24,6 +24,8 @@ LAYERS = "layers.json"
 RECORD = "record.json"
 
 EXPORTERS = ("torch", "onnx", "onnx-ir", "onnxscript", "transformers")
+KERNEL_COMPILER = "triton"
+NATIVE_CORE = "sana_kernels.naive"
 
 
 @dataclass(frozen=True)
@@ -80,18 +82,23 @@ def _row(layer: EngineLayer) -> dict[str, Any]:
 def graph_key(model: "ModelConfig", checkpoint: "Checkpoint", calibration: "Calibration | None", job: EngineJob) -> str:
     """What the graph of a job is a function of."""
     amax = calibration.amax if calibration else {}
+    # Native operators come from the plain form of the core, a plugin's kernels from all of the package.
+    core, packages = ("sana_kernels", (*EXPORTERS, KERNEL_COMPILER)) if job.cores else (NATIVE_CORE, EXPORTERS)
     return make_key(
         weights=checkpoint.identity(),
         model=asdict(model),
         graph=f"{job.stage}/{job.variant}",
+        # A node of our plugin names the architectures that its kernels are compiled for.
+        gdn=[job.gdn, job.sms if job.cores else ()],
         wanted=[asdict(entry) for entry in job.wanted],
         amax={entry.path: amax.get(entry.path) for entry in job.wanted if entry.narrow},
-        program=[source_hash(package) for package in ("sana_export", "sana_kernels", "sana_quant")],
-        versions={package: version(package) for package in EXPORTERS},
+        program=[source_hash(name) for name in ("sana_export", "sana_quant", core)],
+        versions={package: version(package) for package in packages},
     )
 
 
 def engine_key(graph: str, sms: Sequence[int], backend: str, library: str) -> str:
     """What an engine is a function of; `graph` is the key of its graph, `library` a version."""
-    program = [source_hash(f"sana_build.{module}") for module in ("tensorrt_build", "layer_table", "precision")]
+    modules = ("tensorrt_build", "layer_table", "precision", "gdn_plugin")
+    program = [source_hash(f"sana_build.{module}") for module in modules]
     return make_key(graph=graph, sms=sms, backend=backend, library=library, program=program)

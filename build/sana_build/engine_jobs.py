@@ -11,7 +11,10 @@ from sana_quant.policy import Policy
 
 @dataclass(frozen=True)
 class EngineJob:
-    """One engine to build; `policy` is of the denoiser's layers, and `name` the stem of the engine's file."""
+    """One engine to build; `policy` is of the denoiser's layers, and `name` the stem of the engine's file.
+
+    `gdn` is the form of its GDN cores, and `cores` are the nodes that have to be layers of our plugin.
+    """
 
     stage: str
     variant: str
@@ -19,6 +22,8 @@ class EngineJob:
     policy: Policy
     sms: tuple[int, ...]
     wanted: tuple[Requested, ...] = ()
+    gdn: str = "native"
+    cores: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:

@@ -10,6 +10,9 @@ from sana_runtime.errors import BuildError
 MULTIPLYING = ("gemm", "runtime_fusion")
 """Layer types that hold a matrix product; the second is a product that the runtime fuses with what follows it."""
 
+CUSTOM = "custom_layer"
+"""A plugin of ours."""
+
 SYNCHRONISING = ("signal", "wait")
 
 DTYPES = {"FP4E2M1": "nvfp4", "FP8": "fp8", "BFloat16": "bf16", "Half": "fp16", "Float": "fp32"}

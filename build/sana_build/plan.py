@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sana_build.cache import default_cache
+from sana_build.gdn_plugin import NATIVE, check_gdn
 from sana_build.gpus import Gpu, choose_gpu, choose_policy
 from sana_build.libraries import obstacle
 from sana_quant.policy import Policy
 from sana_runtime.errors import ConfigError, choose
+from sana_runtime.libraries import WHEELS
 from sana_runtime.manifest import MANIFEST
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ class Plan:
     """What will be built, from what, for what. `streams` is how many the server holds at once.
 
     `calibration` is a file with the ranges of quantised layers, None to measure them; `cache` keeps finished engines.
+    `gdn` is the form of the GDN cores in engines of TensorRT: native operators, or our plugin.
     """
 
     model: "ModelConfig"
@@ -43,6 +46,7 @@ class Plan:
     streams: int
     calibration: Path | None = None
     cache: Path = field(default_factory=default_cache)
+    gdn: str = NATIVE
 
     def table(self) -> "Table":
         """The plan as a two-column table for a person."""
@@ -53,7 +57,7 @@ class Plan:
         rows = {
             "model": self.model.name,
             "checkpoint": self.checkpoint.describe(),
-            "target": f"{self.target.name} ({self.target.title})",
+            "target": f"{self.target.name} ({self.target.title}), engines of {self.target.backend}",
             "policy": f"{self.policy.name} ({self.policy.title})",
             "frames": f"{model.width}x{model.height}, {chunks}",
             "sampler": f"{self.model.stream.steps} steps, window of {self.model.stream.window} chunks with sink",
@@ -64,6 +68,8 @@ class Plan:
         if self.target.backend != "onnxruntime":
             rows["calibration"] = str(self.calibration or "measured on the shipped clip, if a layer is quantised")
             rows["cache"] = str(self.cache)
+        if self.target.backend in WHEELS:
+            rows["GDN cores"] = self.gdn
         table = Table("plan", "", show_header=False, box=None)
         for name, value in rows.items():
             table.add_row(f"[bold]{name}[/]", value)
@@ -79,11 +85,14 @@ def resolve(
     streams: int,
     calibration: Path | None = None,
     cache: Path | None = None,
+    backend: str | None = None,
+    gdn: str = NATIVE,
 ) -> Plan:
     """Check every name and path; raises ConfigError or CheckpointError with the names there are."""
     config = streaming_model(model)
-    target = choose_gpu(gpu)
+    target = choose_gpu(gpu, backend)
     chosen = choose_policy(target, policy, config.dit.depth)
+    check_gdn(gdn, target)
     if reason := obstacle(target):
         raise ConfigError(f"--gpu {gpu} cannot be built here: {reason}")
     if streams < 1:
@@ -96,7 +105,7 @@ def resolve(
         from sana_build.calibrate import load_calibration
 
         load_calibration(calibration, config)
-    return Plan(config, resolved, target, chosen, output, streams, calibration, cache or default_cache())
+    return Plan(config, resolved, target, chosen, output, streams, calibration, cache or default_cache(), gdn)
 
 
 def streaming_model(name: str) -> "ModelConfig":

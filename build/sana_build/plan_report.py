@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 Figures = dict[str, Any]
 
 
-def plan_report(model: str, policy: str | None, gpu: str, checkpoint: str | None) -> Figures:
+def plan_report(
+    model: str, policy: str | None, gpu: str, checkpoint: str | None, backend: str | None = None
+) -> Figures:
     """The figures of what these names stand for; raises ConfigError or CheckpointError as a build would.
 
     Weights are looked at only where `checkpoint` names some.
     """
     config = streaming_model(model)
-    card = choose_gpu(gpu)
+    card = choose_gpu(gpu, backend)
     chosen = choose_policy(card, policy, config.dit.depth)
     if checkpoint is None:
         return figures(config, chosen, card, f"{config.checkpoint} (not looked at)")

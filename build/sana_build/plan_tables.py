@@ -26,7 +26,7 @@ def render(figures: "Figures", console: "Console") -> None:
     if reason := figures["gpu"]["obstacle"]:
         console.print(f"a plan only, for {gpu} cannot be built here: {reason}")
     else:
-        console.print(f"`sana-build --model {figures['model']} --gpu {gpu} --output DIR` builds this")
+        console.print("`sana-build` with these options and --output DIR, without `plan`, builds this")
 
 
 def _summary(figures: "Figures") -> "Table":

@@ -1,6 +1,6 @@
 """The assertion behind every mixed-precision engine: each layer of the policy runs in the precision it was given."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,6 +53,24 @@ def check_precisions(engine: str, layers: Sequence[EngineLayer], wanted: Iterabl
         others = f" ({len(faults) - 1} more layers like it)" if len(faults) > 1 else ""
         raise BuildError(f"{engine}: {faults[0]}{others}")
     return [_row(*key, found) for key, found in groups.items()]
+
+
+def check_stored(engine: str, stored: Mapping[str, str], wanted: Iterable[Requested]) -> list[GroupRow]:
+    """As check_precisions, for an engine whose products take the precision of the weights that are `stored`, by path.
+
+    Raises BuildError naming the first layer whose weights have another precision.
+    """
+    groups: dict[tuple[str, str], int] = {}
+    for entry in wanted:
+        found = stored.get(entry.path, "none")
+        if found != entry.precision:
+            raise BuildError(
+                f"{engine}: the weights of {entry.path} ({entry.group}) are stored in {found} and the policy says "
+                f"{entry.precision}"
+            )
+        key = entry.group, entry.precision
+        groups[key] = groups.get(key, 0) + 1
+    return [GroupRow(*key, count, count, count) for key, count in groups.items()]
 
 
 def _fault(entry: Requested, products: Sequence[EngineLayer]) -> str | None:

@@ -1,14 +1,14 @@
 """Packaging: engines, model folders and runtime become one Triton model repository with a manifest over every file."""
 
 import hashlib
+import importlib
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import sana_runtime
 from sana_build.bundle import SERVER_VERSION
 from sana_runtime.errors import BuildError, RepositoryError
 from sana_runtime.manifest import MANIFEST, Manifest, sha256
@@ -18,23 +18,29 @@ if TYPE_CHECKING:
 
 ENSEMBLE = "sana_streaming"
 MODELS = ("text_encoder", "vae_encoder", "denoiser", "vae_decoder", ENSEMBLE)
-RUNTIME = "sana_runtime.zip"
+RUNTIME = "sana_runtime"
 CONFIG = "config.pbtxt"
+
+BATCHED = {"torch": 8}
+"""Engine backends that take several streams in one call, and how many."""
 
 NEWER_FIELDS = {"inference.ModelConfig.model_metrics", "inference.ModelEnsembling.max_inflight_requests"}
 """Fields of tritonclient 2.73's schema that server 2.51 does not know (the two schemas compared)."""
 
 
-def package(staging: Path, manifest: Manifest, known: Mapping[str, str] | None = None) -> Manifest:
+def package(
+    staging: Path, manifest: Manifest, known: Mapping[str, str] | None = None, packages: Iterable[str] = ()
+) -> Manifest:
     """Complete `staging`, which holds the engines and the tokenizer, to a repository; returns its manifest.
 
-    `known` are hashes of large files that need no second reading. Raises BuildError if an engine is missing or a
-    configuration would not load.
+    `known` are hashes of large files that need no second reading, `packages` of ours what engines need beside the
+    runtime. Raises BuildError if an engine is missing or a configuration would not load.
     """
     for stage, variant, entry in manifest.every_engine():
         if not (staging / entry.path).is_file():
             raise BuildError(f"engine {stage}/{variant} is missing at {staging / entry.path}: build it first")
-    _write_runtime(staging / RUNTIME)
+    for name in (RUNTIME, *packages):
+        write_package(name, staging / f"{name}.zip")
     digests = {name: sha256(staging / name) for name in _files(staging) if name not in (known or {})} | dict(
         known or {}
     )
@@ -85,6 +91,7 @@ def write_config(path: Path, manifest: Manifest, build_id: str) -> None:
     for tensor in (*config.input, *config.output):
         tensor.dims[:] = dims[tensor.name]
     if config.HasField("sequence_batching"):
+        config.max_batch_size = batch_size(manifest)
         config.sequence_batching.oldest.max_candidate_sequences = manifest.streams
         config.sequence_batching.max_sequence_idle_microseconds = int(manifest.idle_seconds * 1e6)
     if config.name == ENSEMBLE:
@@ -92,6 +99,12 @@ def write_config(path: Path, manifest: Manifest, build_id: str) -> None:
             config.parameters[name].string_value = str(value)
     check_config(config)
     path.write_text(text_format.MessageToString(config))
+
+
+def batch_size(manifest: Manifest) -> int:
+    """Chunks of different streams that an engine may be given at once."""
+    backends = {entry.backend for _, _, entry in manifest.every_engine()}
+    return min([manifest.streams, *(BATCHED.get(backend, 1) for backend in backends)])
 
 
 def check_config(config: Any) -> None:
@@ -138,9 +151,9 @@ def _fields(message: "Message") -> Iterator[str]:
                 yield from _fields(entry)
 
 
-def _write_runtime(path: Path) -> None:
-    """The runtime's modules as a zip file whose bytes depend on them alone."""
-    root = Path(sana_runtime.__file__).parent
+def write_package(name: str, path: Path) -> None:
+    """The modules of an installed package as a zip file whose bytes depend on them alone."""
+    root = Path(str(importlib.import_module(name).__file__)).parent
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for module in sorted(root.rglob("*.py")):
             entry = zipfile.ZipInfo(str(module.relative_to(root.parent)), (1980, 1, 1, 0, 0, 0))

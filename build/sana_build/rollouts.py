@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sana_client.errors import VideoError
-from sana_client.video import VideoReader
 from sana_export.checkpoint import Checkpoint
 from sana_export.configs import ModelConfig, StreamConfig
 from sana_export.dit import DiT
@@ -130,6 +128,10 @@ def read_clip(clip: Path, geometry: StreamGeometry, chunks: int) -> np.ndarray:
     Raises ConfigError if the clip cannot be read or is shorter than the first chunk, SequenceError for more chunks
     than a stream can have.
     """
+    # Here: a build on a GPU machine reads no clip, and need not have what decodes one.
+    from sana_client.errors import VideoError
+    from sana_client.video import VideoReader
+
     needed = geometry.first_frames + geometry.chunk(chunks - 1).index * geometry.steady_frames
     frames: list[np.ndarray] = []
     try:

@@ -38,9 +38,13 @@ def _check(option: str, folder: Path, needed: float) -> None:
     free = shutil.disk_usage(_existing(folder)).free
     if free < needed:
         raise ConfigError(
-            f"{option} {folder} needs room for about {needed / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB: "
+            f"{option} {folder} needs room for about {_size(needed)} and its disk has {_size(free)}: "
             f"free some, or name a folder on another disk"
         )
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def _device(folder: Path) -> int:

@@ -11,6 +11,7 @@ from sana_build.cache import Cache
 from sana_build.engine_cache import PLAN, EngineRecord, engine_key, graph_key, write_record
 from sana_build.engine_jobs import EngineJob
 from sana_build.engine_steps import GRAPH, export_stage
+from sana_build.gdn_plugin import build_plan_with_plugin, check_cores
 from sana_build.precision import check_precisions
 from sana_build.stage_process import run_step
 from sana_build.tensorrt_build import build_plan
@@ -80,7 +81,7 @@ class Workshop:
         """Compile and check one engine, whose graph is in the cache, and put it into the cache.
 
         The graph is dropped unless a job that comes `later` needs it. Raises BuildError naming the layer that does not
-        run in the precision of the policy.
+        run in the precision of the policy, or the GDN core that is not the plugin it was to be.
         """
         started = time.monotonic()
         key = self._graph_key(job)
@@ -88,8 +89,9 @@ class Workshop:
         with self.cache.make("engines", self._engine_key(job)) as folder:
             log = self.cache.log(f"tensorrt {job.label}")
             arguments = graph, folder / PLAN, self.backend, job.sms, log
-            plan = self.runner.run(f"compile {job.label}", build_plan, *arguments)
-            rows = check_precisions(job.label, plan.layers, job.wanted)
+            compile_graph = build_plan_with_plugin if job.cores else build_plan
+            plan = self.runner.run(f"compile {job.label}", compile_graph, *arguments)
+            rows = check_precisions(job.label, plan.layers, job.wanted) + check_cores(job.label, plan.layers, job)
             record = write_record(folder, plan, rows, time.monotonic() - started)
         if key not in map(self._graph_key, later):
             self.cache.drop("graphs", key)

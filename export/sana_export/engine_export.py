@@ -42,14 +42,18 @@ def engine_model(graph: Graph) -> ir.Model:
 
 
 def export_engine(
-    graph: Graph, path: Path, policy: Policy | None = None, calibration: Calibration | None = None
+    graph: Graph,
+    path: Path,
+    policy: Policy | None = None,
+    calibration: Calibration | None = None,
+    model: ir.Model | None = None,
 ) -> tuple[QuantisedLayer, ...]:
     """Write `graph` for TensorRT, weights in a `.data` file beside it; returns its layers that a policy is about.
 
-    Those are all in the denoiser. Raises BuildError naming the stage variant, or the layer that cannot be
-    quantised.
+    Those are all in the denoiser. `model` is its engine_model, if that is at hand; it is left as it is. Raises
+    BuildError naming the stage variant, or the layer that cannot be quantised.
     """
-    model = engine_model(graph)
+    model = engine_model(graph) if model is None else model.clone()
     found: tuple[QuantisedLayer, ...] = ()
     if graph.stage == "denoiser" and policy is not None:
         groups = PROMPT_GROUPS if graph.variant == "prompt" else CHUNK_GROUPS

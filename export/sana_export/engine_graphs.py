@@ -4,14 +4,15 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
+from torch import nn
 
 from sana_export.attention import GDNAttention
 from sana_export.checkpoint import Checkpoint
 from sana_export.configs import ModelConfig
-from sana_export.dit import DiT
 from sana_export.graphs import Graph, denoiser_graphs, text_graph, vae_graphs
 from sana_export.text import prompt_tokenizer
 from sana_export.vae_layers import TemporalConv
+from sana_kernels.naive import gdn
 from sana_runtime.errors import choose
 
 ANY_PROMPT = "an instruction"
@@ -22,27 +23,29 @@ GDN_FORMS = {"native": None, "plugin-bf16": "bf16", "plugin-tf32": "tf32", "plug
 """How a GDN core is written, and the precision of our plugin's products if it is one node for that."""
 
 
-def engine_graphs(
-    stage: str, model: ModelConfig, checkpoint: Checkpoint, gdn: str = "native", architectures: Sequence[int] = ()
-) -> Iterator[Graph]:
+def engine_graphs(stage: str, model: ModelConfig, checkpoint: Checkpoint) -> Iterator[Graph]:
     """Every variant of `stage` in the order first, steady (denoiser: prompt, first, steady).
 
-    An engine with our plugin holds its kernels for `architectures` (SM numbers). Raises ConfigError for an unknown
-    stage or form, and what the checkpoint's loads raise.
+    Raises ConfigError for an unknown stage, and what the checkpoint's loads raise.
     """
-    precision = choose("GDN form", gdn, GDN_FORMS)
-    if stage != "denoiser" or precision is None:
-        return choose("stage", stage, STAGES)(model, checkpoint)
-    return _denoiser(model, checkpoint, partial(use_gdn_plugin, precision=precision, architectures=architectures))
+    return choose("stage", stage, STAGES)(model, checkpoint)
 
 
-def use_gdn_plugin(dit: DiT, precision: str, architectures: Sequence[int]) -> None:
-    """Export every GDN core of `dit` as one node for our TensorRT plugin, in place of native operators."""
-    from sana_kernels.onnx_plugin import gdn_node
+def write_gdn_as(form: str, architectures: Sequence[int], module: nn.Module) -> None:
+    """Export every GDN core of `module` in `form` from now on: native operators, or one node for our plugin.
 
-    for module in dit.modules():
-        if isinstance(module, GDNAttention):
-            module.core = partial(gdn_node, precision=precision, architectures=tuple(architectures))
+    The plugin's node has its kernels compiled for `architectures` (SM numbers) when an engine is built of it. Raises
+    ConfigError for an unknown form.
+    """
+    precision = choose("GDN form", form, GDN_FORMS)
+    core: Callable = gdn
+    if precision:
+        from sana_kernels.onnx_plugin import gdn_node
+
+        core = partial(gdn_node, precision=precision, architectures=tuple(architectures))
+    for part in module.modules():
+        if isinstance(part, GDNAttention):
+            part.core = core
 
 
 def _text(model: ModelConfig, checkpoint: Checkpoint) -> Iterator[Graph]:
@@ -58,11 +61,8 @@ def _vae(stage: str, model: ModelConfig, checkpoint: Checkpoint) -> Iterator[Gra
     return (graph for graph in vae_graphs(vae, model.geometry, Graph.outline) if graph.stage == stage)
 
 
-def _denoiser(
-    model: ModelConfig, checkpoint: Checkpoint, prepare: Callable[[DiT], None] = lambda dit: None
-) -> Iterator[Graph]:
+def _denoiser(model: ModelConfig, checkpoint: Checkpoint) -> Iterator[Graph]:
     dit = checkpoint.load_dit(model.dit, torch.bfloat16)
-    prepare(dit)
     text = torch.zeros(1, model.dit.text_tokens, model.dit.caption_width)
     return denoiser_graphs(dit, model, text, torch.ones(1, model.dit.text_tokens), Graph.outline)
 

@@ -19,9 +19,11 @@ FORMAT = 2
 class EngineEntry:
     """One engine file of a stage: its tensors by name as "dtype[shape]", and how far it was from PyTorch at build.
 
-    `error` is max|a-b|/max|b| per output; where it is empty, `unmeasured` says why. `sms` are the GPU architectures
-    that the engine is for, none for a CPU. Where the builder says so, `kernels` counts its layers, `gemms` its matrix
-    products by precision, and `groups` is the precision check, one row per group and precision.
+    `error` is max|a-b|/max|b| per output, or, of an engine for a card that is not here, of its graph or of the named
+    blocks of it on a CPU; of the torch backend it is the relative RMS error of a short stream on the card itself.
+    `unmeasured` says what no figure covers. `sms` are the GPU architectures that the engine is for, none for a CPU.
+    Where the builder says so, `kernels` counts its layers, `gemms` its matrix products by precision, and `groups` is
+    the precision check, one row per group and precision.
     """
 
     path: str

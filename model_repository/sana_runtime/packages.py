@@ -1,4 +1,4 @@
-"""Packages of ours that some engines need and that only their repositories bring, each a zip file beside the runtime."""
+"""Packages of ours that only some engines need: their repositories bring them as zip files beside the runtime."""
 
 import importlib
 import sys

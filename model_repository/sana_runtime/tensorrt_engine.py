@@ -5,14 +5,16 @@ Written from the library's documented interface and tested against a stand-in: n
 
 import hashlib
 import importlib
+import json
 import mmap
 import os
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sana_runtime.engine import check_feeds
+from sana_runtime.engine import OneByOne, check_feeds
 from sana_runtime.errors import EngineError
 from sana_runtime.memory import Array, TorchMemory
 from sana_runtime.tensors import TensorSpec
@@ -31,7 +33,15 @@ NAMED_BY = 1 << 20
 """Bytes of an engine file that its kernel cache is named by."""
 
 
-class TensorRTEngine:
+LAYERS = ".layers.json"
+"""Suffix of the table of an engine's layers, which a build writes beside the engine."""
+
+CUSTOM = "custom_layer"
+PLUGIN = "sana_kernels.plugin"
+PLUGIN_PACKAGE = "sana_kernels.zip"
+
+
+class TensorRTEngine(OneByOne):
     """An engine file whose tensors have fixed places on the GPU, so that one captured CUDA graph serves every call.
 
     The kernels of an RTX engine are compiled when it first runs on a card; they are kept in the user's cache folder.
@@ -51,6 +61,8 @@ class TensorRTEngine:
         self._start(trt, cache or kernel_caches())
 
     def _load(self) -> Any:
+        if holds_plugin(self.path):
+            register_plugin(self.path, self.path.parents[2] / PLUGIN_PACKAGE)
         with self.path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
             self._name = hashlib.sha256(data[:NAMED_BY]).hexdigest()[:16]
             engine = self._runtime.deserialize_cuda_engine(data)
@@ -103,6 +115,27 @@ class TensorRTEngine:
         with self.memory.stream() as stream:
             if not self._context.execute_async_v3(stream):
                 raise EngineError(f"engine {self.path} failed on the GPU: see the server's log")
+
+
+def holds_plugin(engine: Path) -> bool:
+    """Whether layers of the engine are a plugin, which the library has to know before it reads the file."""
+    table = engine.with_suffix(LAYERS)
+    return table.is_file() and any(layer["type"] == CUSTOM for layer in json.loads(table.read_text()))
+
+
+def register_plugin(engine: Path, package: Path) -> None:
+    """Make our plugin known to this process, from the package in the engine's repository.
+
+    By name, as only repositories of such engines bring the package. Raises EngineError if it is not there, or refuses
+    the machine.
+    """
+    if not package.is_file():
+        raise EngineError(f"engine {engine} holds our GDN plugin and {package} is missing: build the repository again")
+    sys.path.insert(0, str(package))
+    try:
+        importlib.import_module(PLUGIN).register()
+    except (ImportError, ValueError) as error:
+        raise EngineError(f"the GDN plugin that engine {engine} holds cannot be registered: {error}") from error
 
 
 class KernelCache:

@@ -178,8 +178,13 @@ def test_an_fp8_model_calibrated_so_edits_nearly_alike(calibration: Calibration,
     assert 0 < float((found - wanted).square().mean().sqrt() / wanted.std()) < 0.2
 
 
-def test_a_quick_calibration_of_a_large_model_uses_small_frames() -> None:
-    assert (small_frames(SANA_STREAMING).width, small_frames(SANA_STREAMING).height) == (256, 160)
+@pytest.mark.parametrize(("divisor", "size"), [(5, (256, 160)), (2, (640, 352)), (1, (1280, 704))])
+def test_small_frames_are_what_the_vae_divides(divisor: int, size: tuple[int, int]) -> None:
+    small = small_frames(SANA_STREAMING, divisor)
+    assert (small.width, small.height) == size
+
+
+def test_a_quick_calibration_uses_small_frames() -> None:
     assert quick_calibration(MICRO, CHECKPOINT, QUIET).about["size"] == "16x16"
 
 

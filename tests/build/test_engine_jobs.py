@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sana_build.engine_jobs import engine_jobs, requested
-from sana_build.gpus import GPUS, editions
+from sana_build.gpus import GPUS, choose_gpu, editions
 from sana_build.libraries import obstacle
 from sana_build.plan import STAGES
 from sana_quant.policy import load_policy
@@ -56,14 +56,21 @@ def test_rtx_engines_are_built_anywhere(gpu: str) -> None:
     assert obstacle(GPUS[gpu]) is None
 
 
-def test_a_data_centre_card_needs_its_library_and_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sana_build.libraries.find_spec", lambda name: None)
-    assert "pip install tensorrt_cu13`; build on the machine with the H200 SXM" in (obstacle(GPUS["h200"]) or "")
+@pytest.mark.parametrize("backend", ["tensorrt", "torch"])
+def test_a_data_centre_card_builds_on_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    h200 = choose_gpu("h200", backend)
     monkeypatch.setattr("sana_build.libraries.find_spec", lambda name: object())
     program = tmp_path / "nvidia-smi"
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "this machine has no H200 SXM" in (obstacle(GPUS["h200"]) or "")
+    says = "builds on the card itself and this machine has no H200 SXM; build on the machine with the H200 SXM"
+    assert says in (obstacle(h200) or "")
     for capability, ready in (("8.9", False), ("9.0", True)):
         program.write_text(f"#!/bin/sh\necho {capability}\n")
         program.chmod(0o755)
-        assert (obstacle(GPUS["h200"]) is None) is ready
+        assert (obstacle(h200) is None) is ready
+
+
+def test_classic_tensorrt_needs_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sana_build.libraries.find_spec", lambda name: None)
+    says = "tensorrt is not installed: run `pip install tensorrt_cu13`; build on the machine with the H200 SXM"
+    assert obstacle(choose_gpu("h200", "tensorrt")) == says

@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -12,11 +14,12 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from micro import micro_plan
+from micro import MICRO, micro_plan
 from sana_build.build import build
 from sana_build.gpus import GPUS
 from sana_build.plan import Plan
 from sana_build.repository import check_repository
+from sana_export.checkpoint import resolve
 from sana_quant.calibration import Calibration
 from sana_quant.groups import layers
 from sana_quant.policy import load_policy
@@ -26,7 +29,8 @@ from sana_runtime.triton_backend import load_stage
 
 pytest.importorskip("tensorrt_rtx")
 
-DEPTH = 4
+MODEL = replace(MICRO, dit=replace(MICRO.dit, depth=2, softmax_ratio=0.5))
+DEPTH = MODEL.dit.depth
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def gpu_plan(folder: Path, name: str = "repo", gpu: str = "rtx5090", policy: str = "mpq") -> Plan:
     plan = replace(micro_plan(folder / name), calibration=folder / "ranges.json", cache=folder / "cache")
-    return replace(plan, target=GPUS[gpu], policy=load_policy(policy, DEPTH))
+    weights = resolve("random:0", MODEL)
+    return replace(plan, model=MODEL, checkpoint=weights, target=GPUS[gpu], policy=load_policy(policy, DEPTH))
 
 
 def logged(plan: Plan) -> tuple[Manifest, str]:
@@ -88,18 +93,33 @@ def test_the_manifest_says_what_was_built_with_what(built: tuple[Path, str]) -> 
     assert (manifest.gpu, manifest.policy, entry.policy, entry.sms) == ("rtx5090", "mpq", "mpq", [120])
     assert manifest.versions["tensorrt_rtx"].startswith("1.")
     assert manifest.config["policy"]["groups"]["SA-Q"] == ["nvfp4"] * DEPTH
+    assert manifest.config["gdn"] == "native"
+    assert not (built[0] / "sana_kernels.zip").exists()
     assert Calibration.read(built[0] / "calibration.json").about == manifest.config["calibration"] == {"model": "micro"}
-    assert all(entry.unmeasured and entry.bytes and not entry.error for _, _, entry in manifest.every_engine())
+    assert all(entry.unmeasured and entry.bytes for _, _, entry in manifest.every_engine())
+    assert {stage for stage, _, entry in manifest.every_engine() if entry.error} == {"denoiser"}
     text = manifest.engines["text_encoder"]["prompt"][0]
     assert text.inputs == {"input_ids": text.inputs["input_ids"], "attention_mask": text.inputs["attention_mask"]}
     assert entry.inputs["block00.state_kv.in"].startswith("float32")
     assert entry.inputs["block00.tconv.in"].startswith("bfloat16")
 
 
+def test_the_graphs_of_the_denoiser_are_measured_without_a_gpu(built: tuple[Path, str]) -> None:
+    repository, text = built
+    engines = check_repository(repository).engines["denoiser"]
+    for variant in ("prompt", "first", "steady"):
+        (entry,) = engines[variant]
+        assert entry.error.keys() == {"graph"}
+        assert 0 < entry.error["graph"] < 1e-5
+        assert f"{entry.error['graph']:.1e}  graph" in text
+        assert entry.unmeasured == "what BF16 and the GPU's kernels round is not measured: needs the GPU"
+
+
 def test_a_second_build_makes_nothing_again(built: tuple[Path, str], folder: Path) -> None:
     manifest, text = logged(gpu_plan(folder, "again"))
     assert text.count("reused") == 8
     assert "export" not in text
+    assert "measure denoiser" not in text
     assert manifest.files == check_repository(built[0]).files
 
 
@@ -157,6 +177,46 @@ def test_another_version_of_the_library_is_refused_when_the_server_loads(
         RepositoryError, match=rf"this machine has 1\.8\.0: run `pip install tensorrt_rtx_cu13=={version}`"
     ):
         load_stage("denoiser", built[0], "1")
+
+
+REGISTER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1] + "/sana_runtime.zip")
+from sana_runtime.tensorrt_engine import holds_plugin, register_plugin
+root = Path(sys.argv[1])
+print(sorted(str(path.relative_to(root)) for path in root.rglob("*.plan") if holds_plugin(path)))
+register_plugin(root / "denoiser/1/steady.plan", root / "sana_kernels.zip")
+import tensorrt_rtx
+print(tensorrt_rtx.get_plugin_registry().get_creator("SanaGDN", "1", "") is not None)
+print([name for name in ("torch", "triton", "sana_export") if name in sys.modules])
+"""
+
+
+def test_a_repository_with_the_plugin_brings_what_registers_it(
+    built: tuple[Path, str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    # Tests of the kernels set this, and an interpreted kernel cannot be compiled.
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    manifest, text = logged(replace(gpu_plan(folder, "plugin"), gdn="plugin"))
+    repository = folder / "plugin"
+    check_repository(repository)
+    assert text.count("reused") == 6
+    assert manifest.config["gdn"] == "plugin"
+    steady = manifest.engines["denoiser"]["steady"][0]
+    assert "GDN plugin has never run inside an engine" in steady.unmeasured
+    assert steady.groups[-1] == {
+        "group": "GDN core",
+        "precision": "plugin-bf16",
+        "requested": 1,
+        "found": 1,
+        "gemms": 0,
+    }
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", REGISTER, str(repository)]
+    printed = subprocess.run(command, env=clean, cwd=repository, check=True, capture_output=True, text=True).stdout
+    assert printed.splitlines() == ["['denoiser/1/first.plan', 'denoiser/1/steady.plan']", "True", "[]"]
 
 
 def test_a_server_without_the_card_says_so(built: tuple[Path, str]) -> None:

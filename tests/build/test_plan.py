@@ -10,7 +10,7 @@ from sana_runtime.errors import ConfigError
     ("changed", "says"),
     [
         ({"model": "sana"}, "unknown --model 'sana': choose one of sana-streaming, sana-streaming-bidirectional, tiny"),
-        ({"gpu": "gtx280"}, "unknown --gpu 'gtx280': choose one of b200, cpu, gb10"),
+        ({"gpu": "gtx280"}, "unknown --gpu 'gtx280': choose one of a100, b200, cpu, gb10"),
         ({"policy": "int3"}, "unknown --policy 'int3': choose one of bf16"),
         (
             {"policy": "mpq"},
@@ -21,6 +21,8 @@ from sana_runtime.errors import ConfigError
         ({"gpu": "h200"}, "--gpu h200 cannot be built here"),
         ({"calibration": Path("no.json")}, "calibration no.json cannot be read"),
         ({"streams": 0}, "--streams is 0"),
+        ({"gpu": "rtx", "gdn": "cuda"}, "unknown --gdn 'cuda': choose one of native, plugin"),
+        ({"gdn": "plugin"}, "--gdn plugin is for TensorRT-RTX and --gpu cpu runs onnxruntime: use native"),
         ({"model": "sana-streaming-bidirectional"}, "cannot stream"),
     ],
 )

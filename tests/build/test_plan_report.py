@@ -76,13 +76,13 @@ def test_the_tables_say_what_the_json_says() -> None:
         assert part in text
     assert "1550.0" in text
     assert "NVIDIA RTX Blackwell whitepaper" in text
-    assert "`sana-build --model sana-streaming --gpu rtx5090 --output DIR` builds this" in text
+    assert "`sana-build` with these options and --output DIR, without `plan`, builds this" in text
     assert "a plan only, for h200 cannot be built here: " in shown("sana-streaming", None, "h200", None)
 
 
-def test_a_plan_for_the_cpu_names_the_command_that_builds_it() -> None:
+def test_a_plan_for_the_cpu_says_what_builds_it() -> None:
     text = shown("tiny", None, "cpu", None)
-    assert "sana-build --model tiny --gpu cpu --output DIR" in text
+    assert "with these options and --output DIR, without `plan`, builds this" in text
     assert "fp32: 0-7" in text
 
 

@@ -12,7 +12,7 @@ import torch
 from micro import MICRO
 from sana_export.checkpoint import resolve
 from sana_export.engine_export import engine_model, export_engine
-from sana_export.engine_graphs import STAGES, engine_graphs
+from sana_export.engine_graphs import STAGES, engine_graphs, write_gdn_as
 from sana_export.graphs import Graph, denoiser_graphs, vae_graphs
 from sana_quant.calibration import Calibration
 from sana_quant.groups import layers
@@ -93,7 +93,7 @@ def test_an_unknown_name_lists_the_names_there_are() -> None:
     with pytest.raises(ConfigError, match="text_encoder"):
         engine_graphs("refiner", MICRO, CHECKPOINT)
     with pytest.raises(ConfigError, match="plugin-bf16"):
-        engine_graphs("denoiser", MICRO, CHECKPOINT, "triton")
+        write_gdn_as("triton", (), torch.nn.Identity())
     assert set(STAGES) == {"text_encoder", "vae_encoder", "denoiser", "vae_decoder"}
 
 
@@ -118,11 +118,18 @@ def test_an_outline_is_what_a_run_returns_in_shape_and_type() -> None:
 
 @pytest.mark.parametrize(("variant", "inputs"), [("first", 7), ("steady", 9)])
 def test_every_gdn_core_can_be_one_node(variant: str, inputs: int) -> None:
-    graphs = engine_graphs("denoiser", MICRO, CHECKPOINT, "plugin-bf16", (120, 121))
-    model = engine_model(next(graph for graph in graphs if graph.variant == variant))
-    nodes = [node for node in model.graph if (node.domain, node.op_type) == ("sana", "SanaGDN")]
+    chosen = graph("denoiser", variant)
+    write_gdn_as("plugin-bf16", (120, 121), chosen.module)
+    model = engine_model(chosen)
+    nodes = cores(model)
     assert len(nodes) == GDN_BLOCKS
     assert {len(node.inputs) for node in nodes} == {inputs}
     assert nodes[0].name == "blocks.0.attn/SanaGDN"
     states = {value.name for node in nodes for value in node.outputs[1:]}
     assert {"block00.state_kv.out", "block00.state_z.out"} <= states
+    write_gdn_as("native", (), chosen.module)
+    assert not cores(engine_model(chosen))
+
+
+def cores(model: ir.Model) -> list[ir.Node]:
+    return [node for node in model.graph if (node.domain, node.op_type) == ("sana", "SanaGDN")]

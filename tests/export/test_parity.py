@@ -12,7 +12,7 @@ from sana_export.checkpoint import resolve
 from sana_export.configs import SANA_STREAMING, ModelConfig
 from sana_export.engine_export import engine_model
 from sana_export.graphs import Graph, denoiser_graphs
-from sana_export.parity import parity
+from sana_export.parity import compare
 from sana_quant.calibration import Calibration, observe
 from sana_quant.fake import fake_quantised
 from sana_quant.groups import CHUNK_GROUPS, PROMPT_GROUPS
@@ -58,7 +58,7 @@ class Case:
         model = self.exported(variant)
         groups = PROMPT_GROUPS if variant == "prompt" else CHUNK_GROUPS
         insert(model, chosen, calibration or self.calibration, groups)
-        return parity(reference, model)
+        return compare(reference, model)[0]
 
 
 @pytest.fixture(scope="module")

@@ -140,11 +140,12 @@ class Library(SimpleNamespace):
             Runtime=lambda _: SimpleNamespace(deserialize_cuda_engine=self.deserialize),
         )
         self.programs = programs
+        self.plugins: set[str] = set()
         self.loaded: list[Engine] = []
 
     def deserialize(self, data: Any) -> Engine | None:
         raw = json.loads(bytes(data))
-        if raw["program"] not in self.programs:
+        if raw["program"] not in self.programs or not set(raw.get("plugins", [])) <= self.plugins:
             return None
         self.loaded.append(Engine(raw["tensors"], self.programs[raw["program"]]))
         return self.loaded[-1]
@@ -157,8 +158,11 @@ class Logger:
         self.level = level
 
 
-def write_plan(path: Path, program: str, **tensors: tuple[str, str, tuple[int, ...]]) -> Path:
-    """An engine file; tensors are (kind, dtype, shape), and `__` in their names stands for a dot."""
+def write_plan(path: Path, program: str, *plugins: str, **tensors: tuple[str, str, tuple[int, ...]]) -> Path:
+    """An engine file; tensors are (kind, dtype, shape), and `__` in their names stands for a dot.
+
+    It cannot be read before its `plugins` are registered.
+    """
     dotted = {name.replace("__", "."): tensor for name, tensor in tensors.items()}
-    path.write_text(json.dumps({"program": program, "tensors": dotted}))
+    path.write_text(json.dumps({"program": program, "plugins": plugins, "tensors": dotted}))
     return path

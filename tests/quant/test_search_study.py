@@ -5,7 +5,7 @@ import pytest
 
 from sana_quant.policy import Policy
 from sana_quant.search.edits import changed, named, uniform
-from sana_quant.search.study import Score, Study, difference, rank_correlation
+from sana_quant.search.study import Score, Study, correlation_interval, difference, rank_correlation
 
 FP8 = uniform("fp8", 4, "bf16")
 FP4 = uniform("nvfp4", 4, "bf16")
@@ -59,6 +59,15 @@ def test_what_was_expected_is_kept_with_what_was_measured() -> None:
 )
 def test_rank_correlation(one: list[float], other: list[float], expected: float) -> None:
     assert rank_correlation(one, other) == pytest.approx(expected)
+
+
+def test_few_pairs_say_little_about_a_correlation() -> None:
+    few, many = correlation_interval(0.9, 6), correlation_interval(0.9, 24)
+    assert few[0] < 0.2 < 0.7 < many[0] < 0.9 < many[1] < few[1] < 1
+    # By hand: arctanh(0.9) = 1.472, and its standard error is sqrt(1.405 / 21) = 0.259.
+    assert many == pytest.approx((0.747, 0.963), abs=1e-3)
+    assert correlation_interval(1.0, 24) == (1.0, 1.0)
+    assert correlation_interval(0.5, 3) == (-1.0, 1.0)
 
 
 def test_a_paired_difference_ignores_what_both_share() -> None:

@@ -114,6 +114,17 @@ def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
     return float(np.corrcoef(_ranks(one), _ranks(other))[0, 1])
 
 
+def correlation_interval(correlation: float, count: int) -> tuple[float, float]:
+    """Where Spearman's correlation of `count` pairs lies with 95 % (Fisher's z, variance of Bonett and Wright)."""
+    if abs(correlation) >= 1:
+        return correlation, correlation
+    if count <= 3:
+        return -1.0, 1.0
+    reach = 1.96 * np.sqrt((1 + correlation**2 / 2) / (count - 3))
+    low, high = np.tanh(np.arctanh(correlation) + np.array([-reach, reach]))
+    return float(low), float(high)
+
+
 def _ranks(values: Sequence[float]) -> np.ndarray:
     _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
