@@ -14,11 +14,11 @@ APT := $(SUDO) apt-get install --yes
 VERSION = $$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 HAS_LIBPYTHON = $(BIN)/python -c 'from sana_build.bundle import find_libpython; find_libpython()' 2>/dev/null
 
-.PHONY: help setup demo live browser test style types bench bench-gpu quality search clean
+.PHONY: help setup demo live browser test style types bench bench-live bench-gpu quality search clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## create .venv and install everything, the bundled Triton server included
 
@@ -56,6 +56,10 @@ types: setup ## check types
 
 bench: setup ## measure the served pipeline against its stages
 	$(BIN)/python benchmarks/serving.py
+
+bench-live: setup ## measure the gateway: eight live sessions, and what survives when parts of it die
+	$(BIN)/python benchmarks/gateway_load.py
+	$(BIN)/python benchmarks/gateway_chaos.py
 
 bench-gpu: setup ## check and time the torch backend, on a machine with a GPU
 	$(BIN)/python benchmarks/gpu

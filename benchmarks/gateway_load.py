@@ -1,35 +1,29 @@
 """Several live viewers on one gateway: order, lag, deadlines, memory, and what the gateway adds to a chunk.
 
-    python benchmarks/gateway_load.py REPOSITORY --sessions 8 --seconds 600 --fps 24
+    python benchmarks/gateway_load.py --sessions 8 --seconds 600 --fps 24
 
 Every session sends JPEG frames at its own pace in real time and checks that each chunk follows the one before it.
-The repository must have as many streams as there are sessions.
+Without a repository it serves the test suite's smallest real model; another one must have as many streams as there
+are sessions.
 """
 
 import argparse
 import asyncio
-import io
 import json
 import os
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
-import msgspec
 import numpy as np
 import psutil
-from PIL import Image
-from websockets.asyncio.client import ClientConnection, connect
+from gateway_bench import card, gateway, pictures, repository, streaming
+from websockets.asyncio.client import ClientConnection
 
 from sana_client.gateway.framing import Reader
 from sana_client.gateway.pacing import Cadence
 
-MAIN = "from sana_client.gateway.cli import main; main()"
 RESULTS = Path(__file__).parent / "results" / "gateway_load.json"
 OVERHEAD = {"gathering": "request_prepare_ms", "encoding": "raw_payload_build_ms", "writing": "ws_write_ms"}
 SETTLED = 0.2
@@ -48,52 +42,13 @@ class Viewer:
     overheads_ms: list[list[int]] = field(default_factory=list)
 
 
-@contextmanager
-def gateway(repository: Path) -> Iterator[tuple[psutil.Process, str]]:
-    command = [sys.executable, "-c", MAIN, "up", str(repository), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        try:
-            assert process.stdout
-            yield psutil.Process(process.pid), process.stdout.readline().split()[1]
-        finally:
-            process.terminate()
-
-
-def pictures(width: int, height: int) -> list[bytes]:
-    """A second of moving noise as JPEG files."""
-    rng = np.random.default_rng(0)
-    coarse = [rng.integers(0, 256, (height // 8, width // 8, 3), np.uint8) for _ in range(24)]
-    found = []
-    for pixels in coarse:
-        data = io.BytesIO()
-        Image.fromarray(pixels).resize((width, height)).save(data, "JPEG", quality=90)
-        found.append(data.getvalue())
-    return found
-
-
 async def view(address: str, frames: list[bytes], fps: float, start: float, until: float) -> Viewer:
     """One session, from `start` seconds on until the time is up."""
     await asyncio.sleep(start)
     viewer = Viewer(Cadence(fps, time.monotonic))
-    socket_address = address.replace("http", "ws").rstrip("/") + "/v1/realtime_video/generate"
-    async with connect(socket_address, max_size=None, compression=None) as socket:
-        opening = {"type": "init", "prompt": "make it red", "realtime_output_format": "jpeg", "fps": round(fps)}
-        await socket.send(msgspec.msgpack.encode(opening))
-        sender = asyncio.create_task(_send(socket, frames, fps, until))
+    async with streaming(address, frames, fps, until) as socket:
         await _watch(socket, viewer)
-        await sender
     return viewer
-
-
-async def _send(socket: ClientConnection, frames: list[bytes], fps: float, until: float) -> None:
-    due, number = time.monotonic(), 0
-    while (now := time.monotonic()) < until:
-        payload = {"data": frames[number % len(frames)], "number": number, "captured_ms": now * 1e3}
-        await socket.send(msgspec.msgpack.encode({"type": "event", "kind": "frame", "payload": payload}))
-        number += 1
-        due += 1 / fps
-        await asyncio.sleep(due - time.monotonic())
-    await socket.send(msgspec.msgpack.encode({"type": "event", "kind": "end"}))
 
 
 async def _watch(socket: ClientConnection, viewer: Viewer) -> None:
@@ -138,9 +93,8 @@ async def sample(root: psutil.Process, until: float) -> list[dict[str, float]]:
 
 
 async def measure(root: psutil.Process, address: str, sessions: int, seconds: float, fps: float) -> dict[str, object]:
-    async with httpx.AsyncClient(base_url=address) as http:
-        card = (await http.get("/v1/models")).json()["data"][0]
-    frames, chunk = pictures(card["width"], card["height"]), card["steady_frames"]
+    model = await card(address)
+    frames, chunk = pictures(model["width"], model["height"]), model["steady_frames"]
     until = time.monotonic() + seconds
     sampling = asyncio.create_task(sample(root, until))
     # Viewers do not come at the same moment, and chunks that all end together would only measure each other.
@@ -175,18 +129,19 @@ def figures(viewers: list[Viewer], samples: list[dict[str, float]]) -> dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("repository", type=Path)
+    parser.add_argument("repository", type=Path, nargs="?")
     parser.add_argument("--sessions", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--fps", type=float, default=24)
+    parser.add_argument("--record", type=Path, default=RESULTS)
     options = parser.parse_args()
-    with gateway(options.repository) as (root, address):
-        run = measure(root, address, options.sessions, options.seconds, options.fps)
-        found = asyncio.run(run)
-    manifest = json.loads((options.repository / "manifest.json").read_text())
+    with repository(options.repository, options.sessions) as folder, gateway(folder) as (root, address):
+        found = asyncio.run(measure(root, address, options.sessions, options.seconds, options.fps))
+        manifest = json.loads((folder / "manifest.json").read_text())
     setting = {"model": manifest["model"], "sessions": options.sessions, "seconds": options.seconds, "fps": options.fps}
-    record = setting | {"cores": os.cpu_count(), "load_average": os.getloadavg()[0]} | found
-    RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+    machine = {"cores": os.cpu_count(), "load_average": round(os.getloadavg()[0], 2), "niceness": os.nice(0)}
+    record = setting | machine | found
+    options.record.write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record, indent=1))
 
 

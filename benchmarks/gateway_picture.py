@@ -1,4 +1,4 @@
-"""The picture of the page in the README: the shipped clip as a webcam, edited live, in a headless Chromium.
+"""Pictures of the page on a desk and on a phone: the shipped clip as a webcam, edited live, in a headless Chromium.
 
 sana-gateway up out/repo --media assets
 python benchmarks/gateway_picture.py http://127.0.0.1:8080 --prompt "Turn day into night"
@@ -18,6 +18,7 @@ from browsers import chromium, write_webcam  # noqa: E402
 
 CLIP = ROOT / "assets" / "big-buck-bunny.mp4"
 SIZE = {"width": 1120, "height": 800}
+PHONE = {"width": 390, "height": 844}
 CHUNKS = 5
 WAIT_MS = 120000
 
@@ -32,10 +33,11 @@ async def picture(address: str, prompt: str, output: Path, webcam: Path) -> None
         await page.locator('#status[data-state="ready"]').wait_for()
         await page.fill("#prompt", prompt)
         await page.click("#start")
-        await page.wait_for_function(
-            "(most) => Number(document.getElementById('chunks').textContent) > most", arg=CHUNKS
-        )
+        enough = "(most) => Number(document.getElementById('chunks').textContent) > most"
+        await page.wait_for_function(enough, arg=CHUNKS)
         await page.screenshot(path=output)
+        await page.set_viewport_size(PHONE)
+        await page.screenshot(path=output.with_stem(f"{output.stem}-phone"))
 
 
 def main() -> None:

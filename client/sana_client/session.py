@@ -3,10 +3,10 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from math import prod
 
 import grpc
 import numpy as np
@@ -14,9 +14,10 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from sana_client.errors import ClientError, ServerLost, ServerStalled, UsageError
+from sana_client.offload import off_loop, uninterrupted
 from sana_client.protocol import ChunkRequest, Sequence, StreamInfo, explain
 from sana_client.transport import MessageTransport, Transport, open_transport
-from sana_client.wire import CALL_SECONDS, CHANNEL_OPTIONS, infer_request, read_info, wait_for_slot
+from sana_client.wire import CHANNEL_OPTIONS, infer_request, read_info, read_statistics, wait_for_slot
 
 CLOSE_SLOT_SECONDS = 0.2
 DEAD_SECONDS = 1.0
@@ -113,7 +114,12 @@ class Session:
             request.parameters["seed"].int64_param = self._seed
             wait_for_slot(request, self._limits.slot_seconds)
         slot = self._slots.popleft()
-        self.transport.put(request, slot, frames[None])
+        try:
+            await off_loop(frames.nbytes, lambda: self.transport.put(request, slot, frames[None]))
+            self._check()
+        except BaseException:
+            self._slots.append(slot)
+            raise
         self._post(chunk, request, slot)
         return chunk.index
 
@@ -125,7 +131,8 @@ class Session:
         sent = self._waiting[0]
         try:
             response, arrived = await self._answer(sent)
-            frames = self.transport.take(response, sent.slot, self.info.shape(sent.request.frames))[0]
+            shape = self.info.shape(sent.request.frames)
+            frames = (await off_loop(prod(shape), lambda: self.transport.take(response, sent.slot, shape)))[0]
         except ClientError as error:
             self._broken = error
             raise
@@ -163,10 +170,7 @@ class Session:
 
     async def statistics(self) -> pb.ModelStatisticsResponse:
         """The server's own counters of every model; raises ServerLost."""
-        try:
-            return await self._stub.ModelStatistics(pb.ModelStatisticsRequest(), timeout=CALL_SECONDS)
-        except grpc.aio.AioRpcError as error:
-            raise ServerLost(f"{self._server} went away ({error.details()}): connect again when it is back") from None
+        return await read_statistics(self._stub, self._server)
 
     async def disconnect(self) -> None:
         """Close the gRPC stream; the session cannot be used afterwards."""
@@ -265,7 +269,7 @@ async def connect(
         try:
             yield session
         finally:
-            await _uninterrupted(_finish(session))
+            await uninterrupted(_finish(session))
 
 
 async def _finish(session: Session) -> None:
@@ -274,13 +278,3 @@ async def _finish(session: Session) -> None:
         await session.disconnect()
     finally:
         await session.transport.close()
-
-
-async def _uninterrupted(work: Coroutine[Any, Any, None]) -> None:
-    """Run `work` to its end even if the caller is cancelled meanwhile; the cancellation is raised afterwards."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise

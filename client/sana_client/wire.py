@@ -44,6 +44,14 @@ async def read_info(stub: GRPCInferenceServiceStub, model: str, server: str) -> 
     return StreamInfo.from_parameters(model, parameters, min(filter(None, slots), default=0), stages)
 
 
+async def read_statistics(stub: GRPCInferenceServiceStub, server: str) -> pb.ModelStatisticsResponse:
+    """The server's own counters of every model; raises ServerLost."""
+    try:
+        return await stub.ModelStatistics(pb.ModelStatisticsRequest(), timeout=CALL_SECONDS)
+    except grpc.aio.AioRpcError as error:
+        raise ServerLost(f"{server} went away ({error.details()}): connect again when it is back") from None
+
+
 async def _config(stub: GRPCInferenceServiceStub, model: str) -> pb.model__config__pb2.ModelConfig:
     return (await stub.ModelConfig(pb.ModelConfigRequest(name=model), timeout=CALL_SECONDS)).config
 

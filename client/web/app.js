@@ -1,6 +1,8 @@
 // The page: controls to commands, messages to picture and figures.
 
 import { Connection, call } from "./connection.js";
+import { Figures } from "./figures.js";
+import { Peer } from "./peer.js";
 import { Player } from "./player.js";
 import { recent, remember } from "./prompts.js";
 import { Recorder, save } from "./recorder.js";
@@ -8,16 +10,15 @@ import { Webcam, cameras } from "./webcam.js";
 
 const FPS = 24;
 const QUALITY = 85;
-const STATS_MS = 1000;
 
 const $ = (id) => document.getElementById(id);
 const chosen = (name) => document.querySelector(`input[name="${name}"]:checked`).value;
 
 const watched = new URLSearchParams(location.search).get("watch");
 const player = new Player($("view"), FPS);
+const figures = new Figures(player, () => ({ webcam, sent: connection?.sent ?? 0 }));
 let model, connection, webcam, recorder, sessionId, upload;
 let state = { started: false, paused: false };
-let sent = 0;
 let resume = false; // a session that was dropped is started again
 
 function show(text) {
@@ -35,24 +36,37 @@ function opening() {
     realtime_output_format: "jpeg", output_compression: QUALITY };
 }
 
+const TRANSPORTS = {
+  websocket: () => new Connection("/v1/realtime_video/generate", opening),
+  webrtc: () => new Peer("/v1/realtime_video/webrtc", opening),
+};
+
 function connect() {
-  const path = watched ? `/v1/realtime_video/watch/${encodeURIComponent(watched)}` : "/v1/realtime_video/generate";
-  connection = new Connection(path, watched ? null : opening);
+  sessionId = null;
+  const watching = () => new Connection(`/v1/realtime_video/watch/${encodeURIComponent(watched)}`, null);
+  connection?.close();
+  player.unwatch();
+  status("connecting", "connecting");
+  setState({ started: false, paused: false });
+  const link = (connection = watched ? watching() : TRANSPORTS[chosen("transport")]());
   for (const [name, handler] of Object.entries(HANDLERS)) {
-    connection.addEventListener(name, ({ detail }) => handler(detail?.data ?? detail ?? {}));
+    link.addEventListener(name, ({ detail }) => link === connection && handler(detail?.data ?? detail ?? {}));
   }
 }
 
 const HANDLERS = {
-  open: () => status("ready", watched ? "watching" : "ready"),
+  open: () => watched && status("ready", "watching"),
   lost: ({ reason, again }) => {
-    resume = state.started && !watched;
+    resume ||= state.started && !watched; // also when the first attempts fail
     status("lost", again ? "connection lost, trying again" : `closed ${reason}`);
     stopWebcam();
+    sessionId = null;
     setState({ started: false, paused: false });
   },
   session: ({ session_id }) => {
     sessionId = session_id;
+    status("ready", "ready");
+    show("");
     if (resume) start();
     resume = false;
   },
@@ -66,8 +80,12 @@ const HANDLERS = {
   },
   command_error: ({ command, reason }) => show(`${command}: ${reason}`),
   error: ({ content, detail }) => show(detail ? `${content}: ${detail}` : content),
-  frame_batch: (batch) => player.add(batch),
-  chunk_stats: setStats,
+  frame_batch: (batch) => {
+    if (batch.payload_lengths) player.add(batch);
+    else show(`this session sends ${batch.encoding} frames, and the page shows jpeg and webp ones`);
+  },
+  track: (track) => player.watch(track, () => (webcam ? connection.onTheWay : null)),
+  chunk_stats: (stats) => figures.chunk(stats),
   chunk_complete: ({ active_prompt }) => ($("shown").textContent = $("shown").title = active_prompt),
 };
 
@@ -79,32 +97,14 @@ function setState(next) {
   else if (state.started) status("ready", "paused");
   else if (was.started) stopWebcam();
   $("hint").hidden = state.started || player.shown > 0;
-  $("start").disabled = state.started || Boolean(watched);
+  $("start").disabled = state.started || !sessionId;
   $("pause").disabled = !state.started;
   $("pause").textContent = state.paused ? "Resume" : "Pause";
   $("reset").disabled = !state.started;
   $("record").disabled = !state.started && !recorder && !watched;
   $("share").disabled = !state.started;
-  $("sources").disabled = state.started;
+  $("sources").disabled = $("transports").disabled = state.started;
 }
-
-function setStats(stats) {
-  player.chunkFrames = stats.num_frames;
-  $("chunk").textContent = `${stats.scheduler_forward_ms} ms`;
-  $("dropped").textContent = stats.frames_dropped + (webcam?.skipped ?? 0);
-  $("queue").textContent = `${stats.queue_depth} in, ${player.queue.length} out`;
-  $("chunks").textContent = stats.chunk_index + 1;
-}
-
-let counted = { sent: 0, shown: 0, at: performance.now() };
-setInterval(() => {
-  const now = performance.now();
-  const seconds = (now - counted.at) / 1000;
-  $("fps-in").textContent = webcam ? ((sent - counted.sent) / seconds).toFixed(1) : "–";
-  $("fps-out").textContent = player.shown ? ((player.shown - counted.shown) / seconds).toFixed(1) : "–";
-  $("lag").textContent = webcam && player.lag !== null ? `${Math.round(player.lag)} ms` : "–";
-  counted = { sent, shown: player.shown, at: now };
-}, STATS_MS);
 
 async function start() {
   show("");
@@ -128,9 +128,10 @@ const SOURCES = {
   webcam: async () => {
     connection.command("set_mode", { mode: "live" });
     stopWebcam();
-    webcam = new Webcam(model, FPS, sendFrame);
+    webcam = new Webcam(model, FPS);
     await webcam.open($("camera").value);
     await listCameras();
+    connection.film(webcam, () => state.started && !state.paused);
   },
   file: async () => {
     const file = $("file").files[0];
@@ -144,16 +145,6 @@ const SOURCES = {
   },
   sample: async () => setVideo({ name: $("sample").value }),
 };
-
-function sendFrame(frame) {
-  if (!state.started || state.paused) return;
-  if (connection.congested) {
-    webcam.skipped += 1;
-    return;
-  }
-  sent += 1;
-  connection.command("frame", frame);
-}
 
 function stopWebcam() {
   webcam?.close();
@@ -242,7 +233,7 @@ function nextLayout() {
 }
 
 const KEYS = {
-  " ": () => (state.started ? pause() : start()),
+  " ": () => (state.started ? pause() : $("start").click()),
   Escape: () => connection.command("reset"),
   p: () => $("prompt").focus(),
   v: nextLayout,
@@ -263,6 +254,7 @@ function onKey(event) {
 async function prepare() {
   model = (await call("/v1/models")).data[0];
   Object.assign($("view"), { width: model.width * 2, height: model.height });
+  player.aspect = model.width / model.height;
   const samples = (await call("/v1/media")).data;
   $("sample").replaceChildren(...samples.map(({ name }) => new Option(name)));
   document.querySelector('input[value="sample"]').disabled = !samples.length;
@@ -271,7 +263,7 @@ async function prepare() {
 function wire() {
   $("start").onclick = start;
   $("pause").onclick = pause;
-  $("reset").onclick = () => connection.command("reset");
+  $("reset").onclick = KEYS.Escape;
   $("record").onclick = record;
   $("share").onclick = share;
   $("full").onclick = KEYS.f;
@@ -283,8 +275,9 @@ function wire() {
   };
   document.querySelectorAll('input[name="source"]').forEach((option) => (option.onchange = showSource));
   document.querySelectorAll('input[name="layout"]').forEach((option) => (option.onchange = showLayout));
+  document.querySelectorAll('input[name="transport"]').forEach((option) => (option.onchange = connect));
   document.addEventListener("keydown", onKey);
-  if (watched) for (const id of ["edit", "sources", "chips"]) $(id).hidden = true;
+  if (watched) for (const id of ["edit", "sources", "transports", "chips"]) $(id).hidden = true;
 }
 
 async function main() {

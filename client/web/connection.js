@@ -1,4 +1,4 @@
-// The WebSocket: opens a session, sends commands and frames, and comes back after a drop.
+// What the page says to the gateway and hears from it, over a WebSocket; both transports come back after a drop.
 
 import { decode, encode } from "./msgpack.js";
 
@@ -25,14 +25,49 @@ export async function call(path, options = {}) {
   return found;
 }
 
-export class Connection extends EventTarget {
+/** One session after another with the gateway; every message is an event, besides "open" and "lost". */
+export class Link extends EventTarget {
+  constructor() {
+    super();
+    this.failures = 0;
+    this.wanted = true;
+    this.sent = 0; // camera frames
+  }
+
+  heard(message) {
+    this.failures = 0;
+    this.tell(message.type, message);
+  }
+
+  lost(reason) {
+    this.tell("lost", { reason, again: this.wanted });
+    if (!this.wanted) return;
+    const wait = RETRY_MS[Math.min(this.failures, RETRY_MS.length - 1)];
+    this.failures += 1;
+    this.timer = setTimeout(() => this.open(), wait);
+  }
+
+  tell(type, detail) {
+    this.dispatchEvent(new CustomEvent(type, { detail }));
+  }
+
+  command(type, data = {}) {
+    this.send({ type, data });
+  }
+
+  close() {
+    this.wanted = false;
+    clearTimeout(this.timer);
+    this.hangUp();
+  }
+}
+
+export class Connection extends Link {
   /** `opening` makes the first message; without one the connection only watches. */
   constructor(path, opening) {
     super();
     this.path = path;
     this.opening = opening;
-    this.failures = 0;
-    this.wanted = true;
     this.open();
   }
 
@@ -50,43 +85,39 @@ export class Connection extends EventTarget {
       if (this.opening) this.send(this.opening());
       this.tell("open");
     };
-    this.socket.onmessage = ({ data }) => this.receive(decode(data));
-    this.socket.onclose = ({ code, reason }) => this.lost(code, reason);
+    this.header = null;
+    this.socket.onmessage = ({ data }) => this.take(data);
+    this.socket.onclose = ({ reason }) => this.lost(reason);
   }
 
-  receive(message) {
-    this.failures = 0;
-    this.tell(message.type, message);
-  }
-
-  lost(code, reason) {
-    this.tell("lost", { code, reason, again: this.wanted });
-    if (!this.wanted) return;
-    const wait = RETRY_MS[Math.min(this.failures, RETRY_MS.length - 1)];
-    this.failures += 1;
-    this.timer = setTimeout(() => this.open(), wait);
-  }
-
-  tell(type, detail) {
-    this.dispatchEvent(new CustomEvent(type, { detail }));
+  // A gateway may send large frames as a header and then their bytes.
+  take(data) {
+    const header = this.header;
+    this.header = null;
+    const message = header ? { ...header, type: "frame_batch", payload: new Uint8Array(data) } : decode(data);
+    if (message.type === "frame_batch_header") this.header = message;
+    else this.heard(message);
   }
 
   send(message) {
     if (this.ready) this.socket.send(encode(message));
   }
 
-  command(type, data = {}) {
-    this.send({ type, data });
+  /** Send the camera's frames while they are `wanted`, with their capture times; what would only be late is skipped. */
+  film(webcam, wanted) {
+    webcam.onFrame = (frame) => {
+      if (!wanted()) return;
+      if (!this.ready || this.socket.bufferedAmount > QUEUED_BYTES) {
+        webcam.skipped += 1;
+        return;
+      }
+      this.sent += 1;
+      this.command("frame", frame);
+    };
+    webcam.next();
   }
 
-  /** Whether so much waits to be sent that another frame would only be late. */
-  get congested() {
-    return !this.ready || this.socket.bufferedAmount > QUEUED_BYTES;
-  }
-
-  close() {
-    this.wanted = false;
-    clearTimeout(this.timer);
+  hangUp() {
     this.socket.close();
   }
 }

@@ -1,4 +1,5 @@
-// Edited frames onto the canvas at the rate of the media; every frame holds the source to the left of its edit.
+// Edited frames onto the canvas, single pictures at the rate of the media or a track as it comes. A frame holds the
+// source to the left of its edit, or the edit alone in a session that somebody else opened that way.
 
 const CATCH_UP = 0.8;
 
@@ -23,6 +24,30 @@ export class Player {
     });
   }
 
+  /** Show a track; `onTheWay` gives the milliseconds from the camera to here, if they are known. */
+  watch(track, onTheWay) {
+    this.unwatch();
+    const video = Object.assign(document.createElement("video"), { muted: true, playsInline: true });
+    video.srcObject = new MediaStream([track]);
+    video.play();
+    const next = () => {
+      this.pending = video.requestVideoFrameCallback((now, { receiveTime }) => {
+        next();
+        const before = onTheWay();
+        const known = before !== null && receiveTime !== undefined;
+        this.show(video, known ? before + performance.now() - receiveTime : null);
+      });
+    };
+    next();
+    this.video = video;
+  }
+
+  unwatch() {
+    this.video?.cancelVideoFrameCallback(this.pending);
+    if (this.last === this.video) this.last = null;
+    this.video = null;
+  }
+
   clear() {
     this.queue.forEach(({ bitmap }) => bitmap.close());
     this.queue = [];
@@ -37,21 +62,27 @@ export class Player {
     if (this.due && now - this.due > interval * 2) this.underruns += 1;
     this.due = Math.max(this.due + interval, now);
     const { bitmap, captured } = this.queue.shift();
-    this.lag = captured === null ? null : performance.timeOrigin + performance.now() - captured;
+    this.show(bitmap, captured === null ? null : performance.timeOrigin + performance.now() - captured);
+  }
+
+  show(picture, lag) {
+    this.lag = lag;
     this.shown += 1;
-    this.last?.close();
-    this.last = bitmap;
+    if (this.last !== picture) this.last?.close?.();
+    this.last = picture;
     this.draw();
   }
 
   draw() {
     const picture = this.last;
     if (!picture) return;
-    const [width, height] = [picture.width / 2, picture.height];
-    const wide = this.layout === "side" ? width * 2 : width;
+    const [whole, height] = [picture.videoWidth ?? picture.width, picture.videoHeight ?? picture.height];
+    const paired = whole / height > this.aspect * 1.5;
+    const width = paired ? whole / 2 : whole;
+    const wide = this.layout === "side" ? whole : width;
     if (this.canvas.width !== wide || this.canvas.height !== height) this.resize(wide, height);
     const context = this.canvas.getContext("2d");
-    if (this.layout === "side") {
+    if (this.layout === "side" || !paired) {
       context.drawImage(picture, 0, 0);
       return;
     }

@@ -10,8 +10,8 @@ export async function cameras() {
 }
 
 export class Webcam {
-  constructor(model, fps, onFrame) {
-    Object.assign(this, { model, fps, onFrame, skipped: 0, number: 0, encoding: 0, due: 0 });
+  constructor(model, fps) {
+    Object.assign(this, { model, fps, skipped: 0, number: 0, encoding: 0, due: 0 });
     this.canvas = new OffscreenCanvas(model.width, model.height);
     this.video = Object.assign(document.createElement("video"), { muted: true, playsInline: true });
     this.order = Promise.resolve();
@@ -20,15 +20,20 @@ export class Webcam {
   async open(deviceId) {
     if (!navigator.mediaDevices) throw new Error("browsers give cameras to pages from https or this machine only");
     const { width, height } = this.model;
-    const video = { width: { ideal: width * 2 }, height: { ideal: height * 2 }, frameRate: { ideal: this.fps } };
+    const frameRate = { ideal: this.fps, max: this.fps };
+    const video = { width: { ideal: width * 2 }, height: { ideal: height * 2 }, frameRate };
     if (deviceId) video.deviceId = { exact: deviceId };
     this.stream = await navigator.mediaDevices.getUserMedia({ video, audio: false });
-    this.stream.getVideoTracks()[0].contentHint = "detail";
+    this.track.contentHint = "detail";
     this.video.srcObject = this.stream;
     await this.video.play();
-    this.next();
   }
 
+  get track() {
+    return this.stream.getVideoTracks()[0];
+  }
+
+  /** Hand frames to `onFrame` from now on. */
   next() {
     this.pending = this.video.requestVideoFrameCallback((now, about) => {
       this.next();
@@ -69,7 +74,7 @@ export class Webcam {
   }
 
   close() {
-    this.video.cancelVideoFrameCallback(this.pending);
+    if (this.pending) this.video.cancelVideoFrameCallback(this.pending);
     this.stream?.getTracks().forEach((track) => track.stop());
   }
 }

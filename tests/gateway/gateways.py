@@ -47,11 +47,11 @@ class Gateway:
 
 
 @asynccontextmanager
-async def gateway(folder: Path, triton: str, **changes: Any) -> AsyncIterator[Gateway]:
-    """A gateway on a free port until the block ends."""
+async def gateway(folder: Path, triton: str, listen_on: int = 0, **changes: Any) -> AsyncIterator[Gateway]:
+    """A gateway, on a free port unless one is named, until the block ends."""
     settings = replace(Settings(folder, triton), **changes)
     app, hub = make_app(settings)
-    listening = listen("127.0.0.1", 0)
+    listening = listen("127.0.0.1", listen_on)
     server = Server(app, hub)
     # Signals belong to the test runner.
     running = asyncio.create_task(server._serve([listening]))

@@ -14,6 +14,8 @@ from sana_client.gateway.machine import Message
 class Reader:
     """A client that takes what it is sent while `open` is set."""
 
+    packs = True
+
     def __init__(self) -> None:
         self.got: list[Any] = []
         self.open = asyncio.Event()
@@ -30,7 +32,7 @@ class Reader:
 
 def chunk(number: int) -> OutChunk:
     packed = Packed([b"x"], 1, 1, 1, 1, "image/jpeg")
-    return OutChunk(np.full((1, 1, 1, 3), number, np.uint8), packed, lambda written: {"type": "chunk_stats"})
+    return OutChunk(np.full((1, 1, 1, 3), number, np.uint8), (0.0,), packed, lambda written: {"type": "chunk_stats"})
 
 
 async def settle() -> None:

@@ -1,8 +1,11 @@
 """Session commands on the WebSocket against the real model server: states, files, pause and reset, spectators."""
 
 import asyncio
+import socket
+import time
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from gateways import SIZE, Client, Gateway, client, closed, gateway, init, source
@@ -211,18 +214,50 @@ async def test_a_client_that_does_not_read_is_cut_off_and_others_go_on(
         stalled.socket.transport.abort()
 
 
-async def test_a_client_that_is_gone_without_a_word_frees_its_slot(model_server: TritonServer, tmp_path: Path) -> None:
-    impatient = gateway(tmp_path, model_server.grpc_url, ping_seconds=0.5)
-    async with impatient as gate, client(gate, ping_interval=None) as silent:
+async def test_a_client_that_is_gone_without_a_word_frees_its_slot_within_two_seconds(gate: Gateway) -> None:
+    async with client(gate, ping_interval=None) as silent:
         await silent.send(init(lossless=True))
         await silent.frames(source(1))
         await silent.chunk()
         # Neither answers pings nor closes, as a machine that lost its network.
         silent.socket.transport.pause_reading()
+        began = time.monotonic()
         async with asyncio.timeout(5):
             while gate.hub.admission.active:
                 await asyncio.sleep(0.05)
+        assert time.monotonic() - began < 2
+        assert 'sana_sessions_total{reason="client silent"} 1.0' in await metrics(gate)
         silent.socket.transport.abort()
+
+
+async def test_a_silent_client_that_holds_no_slot_may_take_its_time(gate: Gateway) -> None:
+    async with client(gate, ping_interval=None) as talker:
+        await opened(talker)
+        talker.socket.transport.pause_reading()
+        await asyncio.sleep(2.5)
+        talker.socket.transport.resume_reading()
+        await talker.command("set_prompt", prompt="invert")
+        await talker.until("prompt_accepted")
+
+
+async def metrics(gate: Gateway) -> str:
+    async with httpx.AsyncClient() as http:
+        return (await http.get(f"{gate.http}/metrics")).text
+
+
+async def test_a_client_that_reads_slowly_is_not_taken_for_dead(gate: Gateway) -> None:
+    narrow = socket.socket()
+    narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    narrow.connect(("127.0.0.1", gate.port))
+    async with client(gate, sock=narrow, max_queue=1) as slow:
+        video = {"condition_inputs": {"video": CLIP}}
+        await slow.send(init(realtime_output_format="raw", layout="pair", max_chunks=4, **video))
+        await slow.receive()
+        # More than a chunk is on its way for longer than a silent peer may live.
+        slow.socket.transport.pause_reading()
+        await asyncio.sleep(3)
+        slow.socket.transport.resume_reading()
+        assert await closed(slow) == (1000, "generation complete")
 
 
 async def _push_for_ever(talker: Client) -> None:

@@ -6,8 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from websockets.asyncio.client import connect
 
 from sana_client.gateway.cli import app
 from sana_client.gateway.encodings import make_encoder
-from sana_client.gateway.serve import PREFIX, make_folder
+from sana_client.gateway.folder import PREFIX, own_folder
 
 MAIN = "from sana_client.gateway.cli import main; main()"
 
@@ -91,6 +92,22 @@ def test_vectors_that_agree_are_ok(tmp_path: Path) -> None:
     ]
 
 
+def golden() -> Path:
+    found = Path(__file__).parents[3] / "shared" / "golden" / "camera_actions.json"
+    if not found.exists():
+        pytest.skip("the recorded vectors are not beside this project")
+    return found
+
+
+@pytest.mark.parametrize(
+    "path", [lambda: Path(__file__).parent / "data" / "vectors_from_the_protocol_text.json", golden]
+)
+def test_the_vectors_that_there_are_agree(path: Callable[[], Path]) -> None:
+    outcome = CliRunner().invoke(app, ["check", "--vectors", str(path())])
+    assert outcome.exit_code == 0, outcome.output
+    assert "ok   event_sampling: " in outcome.output
+
+
 @pytest.mark.parametrize("section", ["event_sampling", "delta_gzip", "frame_framing", "rejected_inits"])
 def test_vectors_that_disagree_fail(tmp_path: Path, section: str) -> None:
     found = vectors()
@@ -116,16 +133,40 @@ def test_a_section_that_nobody_knows_fails(tmp_path: Path) -> None:
 def test_the_folder_of_a_dead_gateway_is_removed() -> None:
     with subprocess.Popen(["true"]) as dead:
         dead.wait()
-    mine = make_folder()
-    stale = mine.with_name(f"{PREFIX}{dead.pid}-x")
-    stale.mkdir()
-    other = make_folder()
-    try:
-        assert not stale.exists()
-        assert mine.exists()
-    finally:
-        mine.rmdir()
-        other.rmdir()
+    with own_folder() as mine:
+        stale = mine.path.with_name(f"{PREFIX}{dead.pid}-x")
+        stale.mkdir()
+        with own_folder() as other:
+            assert not stale.exists()
+            assert mine.path.exists()
+        assert not other.path.exists()
+
+
+KEEPER = """
+import subprocess, time
+from sana_client.gateway.folder import own_folder
+with own_folder() as folder:
+    heir = subprocess.Popen(["sleep", "60"], pass_fds=[folder.keeper], stdout=subprocess.DEVNULL)
+    print(heir.pid, folder.path, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_goes_with_the_last_process_that_keeps_it() -> None:
+    with subprocess.Popen([sys.executable, "-c", KEEPER], stdout=subprocess.PIPE, text=True) as killed:
+        assert killed.stdout
+        heir, path = killed.stdout.readline().split()
+        killed.kill()
+    assert not folder_gone(Path(path), 0.3)
+    os.kill(int(heir), signal.SIGKILL)
+    assert folder_gone(Path(path), 5)
+
+
+def folder_gone(path: Path, seconds: float) -> bool:
+    until = time.monotonic() + seconds
+    while path.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    return not path.exists()
 
 
 def test_an_open_address_without_tokens_is_refused_in_one_sentence() -> None:
@@ -172,6 +213,7 @@ def gone(family: list[psutil.Process], seconds: float) -> bool:
 @pytest.mark.server
 @pytest.mark.parametrize("way", [signal.SIGTERM, signal.SIGKILL])
 def test_up_starts_everything_and_leaves_nothing(fake_repository: Path, way: signal.Signals) -> None:
+    before = set(Path(tempfile.gettempdir()).glob("sana-triton-*"))
     with started(fake_repository) as (process, address):
         np.testing.assert_array_equal(asyncio.run(one_stream(address)), 255 - source(1))
         family = psutil.Process(process.pid).children(recursive=True)
@@ -179,8 +221,9 @@ def test_up_starts_everything_and_leaves_nothing(fake_repository: Path, way: sig
         process.send_signal(way)
         assert process.wait(30) == (0 if way is signal.SIGTERM else -signal.SIGKILL)
         assert gone(family, 30)
-    if way is signal.SIGTERM:
-        assert not list(Path("/tmp").glob(f"{PREFIX}{process.pid}-*"))
+    root = Path(tempfile.gettempdir())
+    assert not list(root.glob(f"{PREFIX}{process.pid}-*"))
+    assert not [path for path in root.glob("sana-triton-*") if path not in before]
 
 
 @pytest.mark.server
@@ -192,3 +235,19 @@ def test_a_killed_tritonserver_is_started_again(fake_repository: Path) -> None:
         until_health_is(address, 200)
         found = asyncio.run(one_stream(address))
         np.testing.assert_array_equal(found, 255 - source(1))
+
+
+def test_the_gateway_stops_when_its_model_server_gives_up(fake_repository: Path, tmp_path: Path) -> None:
+    command = tmp_path / "sana-build"
+    command.write_text("#!/bin/sh\necho ready: nothing\nsleep 3\necho too many restarts\nexit 1\n")
+    command.chmod(0o755)
+    program = f"import sana_client.gateway.model_server as m; m._command = lambda: {str(command)!r}; {MAIN}"
+    started = subprocess.run(
+        [sys.executable, "-c", program, "up", str(fake_repository), "--port", "0"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert started.returncode == 1
+    assert "too many restarts" in started.stderr
+    assert "sana-gateway: the model server gave up" in started.stderr

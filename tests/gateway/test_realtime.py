@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from gateways import SIZE, Client, Gateway, client, closed, init, source
 
+from sana_client import offload
 from sana_client.gateway.live import LiveSession
 
 pytestmark = pytest.mark.server
@@ -200,7 +201,12 @@ async def test_a_killed_client_frees_its_slot_within_two_seconds(gate: Gateway) 
         assert time.monotonic() - began < 2
 
 
-async def test_interleaved_sessions_do_not_mix(gate: Gateway) -> None:
+@pytest.mark.parametrize("inline_bytes", [offload.INLINE_BYTES, 0], ids=["small frames", "as if they were large"])
+async def test_interleaved_sessions_do_not_mix(
+    gate: Gateway, monkeypatch: pytest.MonkeyPatch, inline_bytes: int
+) -> None:
+    monkeypatch.setattr(offload, "INLINE_BYTES", inline_bytes)
+
     async def solo(seed: int) -> np.ndarray:
         async with client(gate) as talker:
             await talker.send(init(max_chunks=5, lossless=True, wait=True))

@@ -23,7 +23,9 @@ class SlowReader(ClientError):
 
 
 class Wire(Protocol):
-    """Writes to one client."""
+    """Writes to one client; `packs` tells whether it sends a chunk as messages, and not as pictures."""
+
+    packs: bool
 
     async def map(self, found: dict[str, Any]) -> None:
         """Send one small message."""
@@ -34,9 +36,13 @@ class Wire(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class OutChunk:
-    """A chunk on its way: uint8 frames (F, H, W, 3), their messages, and the statistics that follow when written."""
+    """A chunk on its way: uint8 frames (F, H, W, 3), their messages, and the statistics that follow when written.
+
+    `arrived` is when each of its source frames came, on the gateway's clock (seconds).
+    """
 
     frames: np.ndarray
+    arrived: tuple[float, ...]
     packed: Packed
     stats: Callable[[int], dict[str, Any]]
 
@@ -121,6 +127,11 @@ class Audience:
 
     def __len__(self) -> int:
         return len(self._spectators)
+
+    @property
+    def packs(self) -> bool:
+        """Whether anybody needs the messages of a chunk."""
+        return self.owner.wire.packs or bool(self._spectators)
 
     def join(self, spectator: Outbox) -> None:
         """Add a spectator, who is sent away when too slow."""

@@ -1,13 +1,18 @@
 """The command `sana-gateway`: serve the page and the protocols in front of a model server, or check vectors."""
 
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sana_client.errors import ClientError
+
+if TYPE_CHECKING:
+    from sana_client.gateway.folder import OwnFolder
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -28,7 +33,7 @@ def serve(
     framing: Framing = "documented",
 ) -> None:
     """Serve the page, the WebSocket protocol and the HTTP protocol for a model server that runs already."""
-    run(triton, host, port, tokens, media, framing, nullcontext())
+    run(triton, host, port, tokens, media, framing, lambda folder: nullcontext())
 
 
 @app.command()
@@ -44,7 +49,8 @@ def up(
     from sana_client.gateway.model_server import free_ports, model_server
 
     ports = free_ports()
-    run(f"127.0.0.1:{ports['grpc']}", host, port, tokens, media, framing, model_server(repository, ports))
+    server = partial(model_server, repository, ports)
+    run(f"127.0.0.1:{ports['grpc']}", host, port, tokens, media, framing, server)
 
 
 @app.command()
@@ -69,24 +75,20 @@ def run(
     tokens: Path | None,
     media: Path | None,
     framing: str,
-    model_server: AbstractContextManager[object],
+    model_server: Callable[["OwnFolder"], AbstractContextManager[object]],
 ) -> None:
     """Serve until a signal, in a folder that is gone afterwards."""
-    import shutil
-
     from sana_client.errors import choose
     from sana_client.gateway import serve
+    from sana_client.gateway.folder import own_folder
     from sana_client.gateway.framing import FRAMINGS
     from sana_client.gateway.settings import Settings
 
     choose("framing", framing, FRAMINGS)
-    folder = serve.make_folder()
-    try:
-        settings = Settings(folder, triton, host=host, port=port, tokens=tokens, media=media, framing=framing)
+    with own_folder() as folder:
+        settings = Settings(folder.path, triton, host=host, port=port, tokens=tokens, media=media, framing=framing)
         serve.log_to_stderr()
-        serve.run(settings, model_server, lambda address: print(f"open {address}", flush=True))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        serve.run(settings, model_server(folder), lambda address: print(f"open {address}", flush=True))
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """Source frames between whoever brings them and the chunks they become; bounded, and the oldest gives way."""
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -22,14 +22,24 @@ class SourceFrame:
 
 @dataclass(frozen=True, eq=False)
 class Gathered:
-    """The frames of one chunk, the last one repeated to fill it; the first `real` of them are the source's."""
+    """The source's frames of one chunk of `count`."""
 
-    pixels: np.ndarray
     frames: tuple[SourceFrame, ...]
+    count: int
 
     @property
     def real(self) -> int:
         return len(self.frames)
+
+    @property
+    def nbytes(self) -> int:
+        return self.count * self.frames[0].pixels.nbytes
+
+    @cached_property
+    def pixels(self) -> np.ndarray:
+        """uint8 (count, H, W, 3), the last frame repeated to fill it; copied together when it is first asked for."""
+        found = [frame.pixels for frame in self.frames]
+        return np.stack([*found, *[found[-1]] * (self.count - len(found))])
 
     @property
     def captured_ms(self) -> tuple[float | None, ...]:
@@ -73,12 +83,8 @@ class FrameBuffer:
     def take(self, count: int) -> Gathered:
         """The oldest `count` frames, at least one of which is there; at the end of the source the last one repeats."""
         frames = tuple(self._frames.popleft() for _ in range(min(count, len(self._frames))))
-        return Gathered(_filled([frame.pixels for frame in frames], count), frames)
+        return Gathered(frames, count)
 
     def clear(self) -> None:
         """Forget the frames that wait, as after a pause; they do not count as dropped."""
         self._frames.clear()
-
-
-def _filled(pixels: Sequence[np.ndarray], count: int) -> np.ndarray:
-    return np.stack([*pixels, *[pixels[-1]] * (count - len(pixels))])

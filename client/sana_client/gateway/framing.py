@@ -86,6 +86,11 @@ def pack(frames: np.ndarray, chunk: ChunkHeader, encoder: Encoder, framing: str)
     return Packed(messages, len(starts), len(frames), frames.nbytes, payload_bytes, content_type)
 
 
+def unpacked(frames: np.ndarray) -> Packed:
+    """What there is to say of uint8 frames (N, H, W, 3) that nobody wants as messages."""
+    return Packed([], 0, len(frames), frames.nbytes, 0, "")
+
+
 @dataclass
 class Reader:
     """Messages of a server in either framing, turned back into maps and frames."""

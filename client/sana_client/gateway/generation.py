@@ -3,6 +3,7 @@
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from sana_client.errors import SequenceLost
 from sana_client.gateway.edge import FrameBuffer, Gathered
 from sana_client.gateway.machine import ChunkPlan, Machine, Message, Phase
 from sana_client.gateway.signal import Signal
+from sana_client.offload import off_loop
 from sana_client.pipeline import edit
 from sana_client.session import Edited, Session
 
@@ -87,6 +89,7 @@ class Generation:
             self._tell(told)
             source = self.buffer.take(needed)
             self.changed.notify()
+            await off_loop(source.nbytes, partial(getattr, source, "pixels"))
             piece = LivePiece(plan, source, plan.last or self.buffer.finished, time.monotonic() - began)
             self._sent.append(piece)
             yield piece

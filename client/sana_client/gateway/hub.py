@@ -17,7 +17,7 @@ from sana_client.gateway.media import MediaStore
 from sana_client.gateway.metrics import Metrics
 from sana_client.gateway.settings import Settings
 from sana_client.protocol import StreamInfo
-from sana_client.wire import CHANNEL_OPTIONS, read_info
+from sana_client.wire import CHANNEL_OPTIONS, read_info, read_statistics
 
 if TYPE_CHECKING:
     from sana_client.gateway.live import LiveSession
@@ -73,6 +73,7 @@ class Hub:
             async with grpc.aio.insecure_channel(self.settings.triton, options=CHANNEL_OPTIONS) as channel:
                 stub = GRPCInferenceServiceStub(channel)
                 info = await read_info(stub, self.settings.model, self.settings.triton)
+                self.metrics.stages.heard = await read_statistics(stub, self.settings.triton)
         except ClientError as error:
             self._set(None, self.public(error))
         else:

@@ -137,7 +137,7 @@ class Jobs:
                 await self._edit(job)
             job.status, job.progress = "completed", 100
         except ClientError as error:
-            job.status, job.error = "failed", _public(str(error), job)
+            job.status, job.error = "failed", _public(self.hub.public(error), job)
             job.path.unlink(missing_ok=True)
         except asyncio.CancelledError:
             job.path.unlink(missing_ok=True)

@@ -3,12 +3,10 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from sana_client.errors import ClientError, ServerLost
 from sana_client.gateway import messages as m
@@ -46,6 +44,7 @@ class LiveSession:
     error: ClientError | None = None
     lossless: bool = False
     running: asyncio.Task[None] | None = None
+    hang_up: Callable[[], Awaitable[None]] | None = None
     buffer: FrameBuffer = field(init=False)
     cadence: Cadence = field(init=False)
     chunks: int = 0
@@ -70,8 +69,9 @@ class LiveSession:
         self.audience.tell(self.machine.state())
 
     async def close(self) -> None:
-        """Stop the run, give the slot back, and write the audit line."""
-        self.hub.sessions.pop(self.id, None)
+        """Stop the run, give the slot back, and write the audit line; harmless when that has happened."""
+        if self.hub.sessions.pop(self.id, None) is None:
+            return
         self.audience.finish()
         if self.running:
             self.running.cancel()
@@ -79,6 +79,8 @@ class LiveSession:
         self._count()
         self.hub.metrics.sessions.labels(self.ended).inc()
         log_event("session closed", session=self.id, caller=self.caller.name, ended=self.ended, **self._figures())
+        if self.hang_up:
+            await self.hang_up()
 
     def _figures(self) -> dict[str, Any]:
         return {
@@ -146,20 +148,29 @@ class LiveSession:
         """Take source frames in; raises InvalidRequest for what is no picture, or not wanted."""
         if self.machine.mode != "live":
             raise InvalidRequest("the session edits a file: set_mode live takes frames")
-        most = self.hub.settings.frame_pixels
+        most, arrived = self.hub.settings.frame_pixels, time.monotonic()
         pictures = await asyncio.to_thread(decode_frames, frame, self.machine.info.shape(1)[2:4], most)
         for offset, pixels in enumerate(pictures):
-            await self.push_pixels(pixels, None if frame.number is None else frame.number + offset, frame.captured_ms)
+            number = self.buffer.received if frame.number is None else frame.number + offset
+            await self.push_pixels(SourceFrame(pixels, number, frame.captured_ms, arrived))
 
-    async def push_pixels(self, pixels: np.ndarray, number: int | None, captured_ms: float | None) -> None:
-        """Take one uint8 frame (H, W, 3) of the model's size in, while the session runs."""
+    @property
+    def takes_frames(self) -> bool:
+        """Whether pushed frames would be edited."""
+        return bool(self.running) and self.machine.mode == "live" and self.machine.phase is not Phase.PAUSED
+
+    async def push_pixels(self, frame: SourceFrame) -> None:
+        """Take one frame of the model's size in, while the session runs."""
         if self.lossless:
             await self._changed.until(lambda: not self.buffer.full or not self.running)
-        if not self.running or self.machine.phase is Phase.PAUSED:
-            return
-        number = self.buffer.received if number is None else number
-        self.buffer.push(SourceFrame(pixels, number, captured_ms, time.monotonic()))
-        self._changed.notify()
+        if self.takes_frames:
+            self.buffer.push(frame)
+            self._changed.notify()
+
+    def missed(self, frames: int) -> None:
+        """Count frames that gave way before they could be pushed."""
+        self.buffer.received += frames
+        self.buffer.dropped += frames
 
     def wake(self) -> None:
         """Look again at everything that is waited for."""
@@ -266,12 +277,8 @@ class LiveSession:
         }
         underruns, stalled = self.cadence.underruns, self.cadence.stalled
         timing = await output.show(piece, edited, figures)
-        metrics = self.hub.metrics
-        metrics.chunks.inc()
-        metrics.in_time.inc(1 - (self.cadence.underruns - underruns))
-        metrics.stalled.inc(self.cadence.stalled - stalled)
-        for step, seconds in vars(timing).items():
-            metrics.steps.labels(step).observe(seconds)
+        late = self.cadence.underruns > underruns
+        self.hub.metrics.delivered(vars(timing), late, self.cadence.stalled - stalled)
         self.chunks += 1
         self.frames += piece.source.real
         self._count()

@@ -152,6 +152,8 @@ def decode_map(message: bytes | str) -> dict[str, Any]:
 
 def read_init(found: dict[str, Any]) -> Init:
     """An init with the usual coercions ("24" is 24, 24.5 is refused); raises InvalidRequest naming the field."""
+    if "type" not in found:
+        raise InvalidRequest('the map has no type: an init has "init"')
     return _convert(found, Init)
 
 

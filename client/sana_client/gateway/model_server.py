@@ -1,6 +1,7 @@
 """The model server of `sana-gateway up`: `sana-build serve`, which also restarts it, as a child of this process."""
 
 import ctypes
+import os
 import shutil
 import signal
 import socket
@@ -12,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from sana_client.errors import ServerLost, UsageError
+from sana_client.gateway.folder import OwnFolder
 
 COMMAND = "sana-build"
 PORTS = ("http", "grpc", "metrics")
@@ -20,10 +22,11 @@ PR_SET_PDEATHSIG = 1
 
 
 @contextmanager
-def model_server(repository: Path, ports: Mapping[str, int]) -> Iterator[None]:
-    """A model server over `repository`, ready for streams; it ends with the block.
+def model_server(repository: Path, ports: Mapping[str, int], folder: OwnFolder) -> Iterator[None]:
+    """A model server over `repository`, ready for streams; it ends with the block, and leaves nothing but in `folder`.
 
-    Raises UsageError when sana-build is not installed, and ServerLost when it does not start.
+    When it gives up by itself, this process is asked to stop. Raises UsageError when sana-build is not installed, and
+    ServerLost when the server does not start, or gave up.
     """
     options = [f"--{name}={port}" for name, port in ports.items()]
     child = subprocess.Popen(
@@ -33,12 +36,18 @@ def model_server(repository: Path, ports: Mapping[str, int]) -> Iterator[None]:
         # A Ctrl-C at the terminal must end the live sessions first, and the server after them.
         start_new_session=True,
         preexec_fn=_end_with_parent,
+        env={**os.environ, "TMPDIR": str(folder.path)},
+        pass_fds=[folder.keeper],
     )
+    stopping = threading.Event()
     try:
         _wait_ready(child)
-        threading.Thread(target=_pass_on, args=(child,), daemon=True).start()
+        threading.Thread(target=_pass_on, args=(child, stopping), daemon=True).start()
         yield
+        if child.poll() is not None:
+            raise ServerLost("the model server gave up: its last lines above say why")
     finally:
+        stopping.set()
         child.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             child.wait(STOP_SECONDS)
@@ -74,7 +83,10 @@ def _wait_ready(child: "subprocess.Popen[str]") -> None:
     raise ServerLost("the model server did not start: its last lines above say why")
 
 
-def _pass_on(child: "subprocess.Popen[str]") -> None:
+def _pass_on(child: "subprocess.Popen[str]", stopping: threading.Event) -> None:
     assert child.stdout
     for line in child.stdout:
         print(line, end="", file=sys.stderr)
+    child.wait()
+    if not stopping.is_set():
+        os.kill(os.getpid(), signal.SIGTERM)

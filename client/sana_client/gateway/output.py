@@ -10,7 +10,7 @@ import numpy as np
 
 from sana_client.gateway.audience import Audience, OutChunk
 from sana_client.gateway.encodings import make_encoder
-from sana_client.gateway.framing import DEFAULT_FORMATS, ChunkHeader, Packed, pack
+from sana_client.gateway.framing import DEFAULT_FORMATS, ChunkHeader, Packed, pack, unpacked
 from sana_client.gateway.generation import LivePiece
 from sana_client.gateway.messages import Init
 from sana_client.gateway.pacing import Cadence, Pacer
@@ -109,7 +109,9 @@ class Output:
             "late_ms": round(late * 1e3),
         }
         stats = fixed | extra
-        await self.audience.show(OutChunk(frames, packed, lambda written: stats | timing.stats(packed, written)))
+        arrived = tuple(frame.arrived for frame in piece.source.frames)
+        chunk = OutChunk(frames, arrived, packed, lambda written: stats | timing.stats(packed, written))
+        await self.audience.show(chunk)
         self.frames += packed.frames
         return timing
 
@@ -117,6 +119,8 @@ class Output:
         frames = edited.frames[: piece.source.real]
         if self.form.layout == "pair":
             frames = np.concatenate([piece.source.pixels[: len(frames)], frames], axis=2)
+        if not self.audience.packs:
+            return frames, unpacked(frames)
         if self.audience.newcomers or piece.plan.event_id != self._event_id or piece.plan.index == 0:
             self._encoder.key()
         self.audience.newcomers, self._event_id = False, piece.plan.event_id

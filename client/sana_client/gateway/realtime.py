@@ -12,8 +12,10 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from sana_client.errors import ClientError
 from sana_client.gateway import messages as m
 from sana_client.gateway.access import SUBPROTOCOL, Caller
+from sana_client.gateway.alive import SILENT
 from sana_client.gateway.audience import Outbox, OutChunk, SlowReader
 from sana_client.gateway.hub import Hub
+from sana_client.gateway.keepalive import HOLDS_SLOT
 from sana_client.gateway.live import LiveSession
 from sana_client.gateway.opening import open_session, prepared
 from sana_client.gateway.refusals import Full, InvalidRequest, NotFound
@@ -35,6 +37,7 @@ class SocketWire:
 
     socket: WebSocket
     text: bool = False
+    packs: bool = True
 
     async def map(self, found: dict[str, Any]) -> None:
         if self.text:
@@ -64,6 +67,7 @@ async def _connection(socket: WebSocket, wire: SocketWire, hub: Hub, caller: Cal
     outbox = Outbox(wire, hub.settings.stall_seconds, hub.metrics.steps.labels("written").observe)
     live, first = await _opened(socket, wire, hub, caller, outbox)
     connection = Connection(socket, live, outbox)
+    socket.scope["extensions"][HOLDS_SLOT] = lambda: live.running is not None
     live.open()
     try:
         if isinstance(first, m.Init) and not first.commands:
@@ -73,6 +77,9 @@ async def _connection(socket: WebSocket, wire: SocketWire, hub: Hub, caller: Cal
         await socket.close(*CLOSES[live.ended])
     except SlowReader:
         live.ended = "slow reader"
+        raise
+    except WebSocketDisconnect as gone:
+        live.ended = SILENT if gone.reason == SILENT else live.ended
         raise
     finally:
         await live.close()
@@ -95,7 +102,7 @@ async def receive(socket: WebSocket) -> bytes | str:
     """The next message; raises WebSocketDisconnect."""
     message = await socket.receive()
     if message["type"] == "websocket.disconnect":
-        raise WebSocketDisconnect(message.get("code", NORMAL))
+        raise WebSocketDisconnect(message.get("code", NORMAL), message.get("reason"))
     data: bytes | str | None = message.get("bytes")
     return message["text"] if data is None else data
 

@@ -1,45 +1,26 @@
 """Running a gateway: its socket, its folder, and an end that lets live sessions finish."""
 
 import asyncio
+import gc
 import logging
-import os
-import shutil
 import socket
 import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from sana_client.errors import UsageError
+from sana_client.gateway.alive import LOOK_SECONDS
 from sana_client.gateway.app import make_app
-from sana_client.gateway.hub import Hub, log
+from sana_client.gateway.hub import Hub, log, log_event
+from sana_client.gateway.keepalive import LivelySocket
 from sana_client.gateway.settings import Settings
 
-PREFIX = "sana-gateway-"
 UNANSWERED_MS = 15000
 DRAIN_SECONDS = 20.0
 CONNECTIONS = 512
-
-
-def make_folder() -> Path:
-    """A new folder for uploads and results; folders of gateways that died are removed."""
-    root = Path(tempfile.gettempdir())
-    for stale in root.glob(f"{PREFIX}*"):
-        owner = stale.name.removeprefix(PREFIX).partition("-")[0]
-        if stale.owner() == root_owner() and owner.isdecimal() and not Path("/proc", owner).exists():
-            shutil.rmtree(stale, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=root))
-
-
-def root_owner() -> str:
-    """The name of the user that this process runs as."""
-    import pwd
-
-    return pwd.getpwuid(os.getuid()).pw_name
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -63,8 +44,8 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 ws_max_size=settings.message_bytes,
-                ws_ping_interval=settings.ping_seconds,
-                ws_ping_timeout=settings.ping_seconds,
+                ws=LivelySocket,
+                ws_ping_interval=LOOK_SECONDS,
                 # Frames are compressed already.
                 ws_per_message_deflate=False,
                 limit_concurrency=CONNECTIONS,
@@ -84,6 +65,8 @@ class Server(uvicorn.Server):
         self._draining = asyncio.get_running_loop().create_task(self._drain())
 
     async def _drain(self) -> None:
+        live = sum(session.running is not None for session in self._hub.sessions.values())
+        log_event("stopping", live=live, seconds=DRAIN_SECONDS if live else 0, hint="a second signal stops at once")
         await self._hub.drain(DRAIN_SECONDS)
         self.should_exit = True
 
@@ -97,6 +80,9 @@ def run(settings: Settings, model_server: AbstractContextManager[object], ready:
     listening = listen(settings.host, settings.port)
     host, port = listening.getsockname()[:2]
     with model_server:
+        # What is there by now stays, and looking through it again and again would hold every session up for a moment.
+        gc.collect()
+        gc.freeze()
         ready(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
         asyncio.run(Server(app, hub).serve([listening]))
 

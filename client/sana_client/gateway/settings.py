@@ -30,7 +30,6 @@ class Settings:
     chunk_seconds: float = 30.0
     stall_seconds: float = 10.0
     full_seconds: float = 1.0
-    ping_seconds: float = 5.0
     message_bytes: int = 32 * 2**20
     frame_pixels: int = 4096 * 4096
     prompt_characters: int = 2000

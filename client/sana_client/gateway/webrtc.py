@@ -1,68 +1,34 @@
 """WebRTC: the camera as a track, the edit as a track, commands and session messages over a data channel."""
 
 import asyncio
-from collections import deque
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Any
 
 import msgspec
-import numpy as np
-from aiortc import MediaStreamTrack, RTCDataChannel, RTCPeerConnection, RTCSessionDescription
+from aiortc import MediaStreamTrack, RTCConfiguration, RTCDataChannel, RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamError
-from av import VideoFrame
 
 from sana_client.errors import ClientError
 from sana_client.gateway import messages as m
 from sana_client.gateway.access import Caller
+from sana_client.gateway.alive import LOOK_SECONDS, SILENT, LifeSigns
 from sana_client.gateway.audience import Outbox, OutChunk, SlowReader
+from sana_client.gateway.edge import SourceFrame
 from sana_client.gateway.hub import Hub
 from sana_client.gateway.live import LiveSession
+from sana_client.gateway.machine import Phase
 from sana_client.gateway.opening import open_session, prepared
 from sana_client.gateway.output import DEFAULT_FPS
+from sana_client.gateway.peer_media import Camera, EditedTrack, fitted
 from sana_client.gateway.refusals import InvalidRequest
-from sana_client.gateway.signal import Signal
-from sana_client.resize import resizer
-
-CLOCK = 90000
-MOST_WAITING = 8
-"""Frames of a chunk that may wait for the track when the next chunk comes."""
 
 COMMANDS = 64
 CONNECT_SECONDS = 30.0
 GONE = frozenset(("failed", "closed"))
-
-
-class EditedTrack(MediaStreamTrack):
-    """The edited frames as a video track, at the rate of the media."""
-
-    kind = "video"
-
-    def __init__(self, fps: int) -> None:
-        super().__init__()
-        self._fps = fps
-        self._frames: deque[np.ndarray] = deque()
-        self._changed = Signal()
-        self._count = 0
-        self._due = 0.0
-
-    async def put(self, frames: np.ndarray) -> None:
-        """Queue uint8 frames (F, H, W, 3) once the ones before them are nearly shown."""
-        await self._changed.until(lambda: len(self._frames) <= MOST_WAITING)
-        self._frames.extend(frames)
-        self._changed.notify()
-
-    async def recv(self) -> VideoFrame:
-        await self._changed.until(lambda: self._frames)
-        loop = asyncio.get_running_loop()
-        await asyncio.sleep(self._due - loop.time())
-        self._due = max(self._due, loop.time() - 1 / self._fps) + 1 / self._fps
-        frame = VideoFrame.from_ndarray(self._frames.popleft(), format="rgb24")
-        frame.pts, frame.time_base = round(self._count * CLOCK / self._fps), Fraction(1, CLOCK)
-        self._count += 1
-        self._changed.notify()
-        return frame
+NO_SERVERS = RTCConfiguration(iceServers=[])
+"""Peers meet at the addresses of this machine; the library would ask a public server for more of them."""
 
 
 @dataclass
@@ -71,9 +37,12 @@ class PeerWire:
 
     track: EditedTrack
     channel: RTCDataChannel | None = None
+    packs: bool = False
     _early: list[str] = field(default_factory=list)
 
     async def map(self, found: dict[str, Any]) -> None:
+        if found["type"] == "generation_reset":
+            self.track.clear()
         text = msgspec.json.encode(found).decode()
         if self.channel is None:
             self._early.append(text)
@@ -81,7 +50,12 @@ class PeerWire:
             self.channel.send(text)
 
     async def chunk(self, chunk: OutChunk) -> None:
-        await self.track.put(chunk.frames)
+        await self.track.put(chunk)
+
+    async def ping(self) -> None:
+        """Make a living peer answer, whose network code acknowledges whatever the channel brings."""
+        if self.channel:
+            await self.map({"type": "ping", "held_ms": self.track.held_ms})
 
     def attach(self, channel: RTCDataChannel) -> None:
         """Send what had to wait, and use the channel from now on."""
@@ -98,6 +72,7 @@ class Peer:
     live: LiveSession
     outbox: Outbox
     wire: PeerWire
+    _camera: Camera = field(default_factory=Camera)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _messages: asyncio.Queue[bytes | str] = field(default_factory=lambda: asyncio.Queue(COMMANDS))
 
@@ -107,12 +82,14 @@ class Peer:
         self.connection.on("datachannel", self._on_channel)
         self.connection.on("connectionstatechange", self._on_state)
         self.connection.addTrack(self.wire.track)
+        self.live.hang_up = self._hang_up
         self.live.open()
-        self._tasks += [asyncio.create_task(work) for work in (self._write(), self._obey(), self._expect())]
+        work = (self._write(), self._obey(), self._feed(), self._watch())
+        self._tasks += [asyncio.create_task(part) for part in work]
 
     def _on_track(self, track: MediaStreamTrack) -> None:
         if track.kind == "video":
-            self._tasks.append(asyncio.create_task(self._read(track)))
+            self._tasks.append(asyncio.create_task(self._film(track)))
 
     def _on_channel(self, channel: RTCDataChannel) -> None:
         channel.on("message", self._on_message)
@@ -126,29 +103,51 @@ class Peer:
 
     async def _on_state(self) -> None:
         if self.connection.connectionState in GONE:
-            await self.close()
+            await self.live.close()
 
-    async def _expect(self) -> None:
-        """Give up on a peer that asked for an answer and never came."""
-        await asyncio.sleep(CONNECT_SECONDS)
-        if self.connection.connectionState != "connected":
-            await self.connection.close()
+    async def _watch(self) -> None:
+        """Give up on a peer that asked for an answer and never came, or that has fallen silent."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CONNECT_SECONDS):
+                while self.connection.connectionState != "connected":
+                    await asyncio.sleep(LOOK_SECONDS)
+            await self._until_silent()
+        self.live.ended = SILENT
+        await self.live.close()
 
-    async def _read(self, track: MediaStreamTrack) -> None:
-        size = self.live.machine.info.shape(1)[2:4]
+    async def _until_silent(self) -> None:
+        signs = LifeSigns(time.monotonic)
+        while not signs.dead(self.live.running is not None):
+            await self.wire.ping()
+            await asyncio.sleep(LOOK_SECONDS)
+            signs.seen(await self._received())
+
+    async def _received(self) -> int:
+        """Packets of any kind that the peer has sent so far."""
+        report = await self.connection.getStats()
+        return sum(found.packetsReceived for found in report.values() if found.type == "transport")
+
+    async def _film(self, track: MediaStreamTrack) -> None:
         # The track ends with the camera; the session may go on with another source.
         with suppress(MediaStreamError):
-            while True:
-                frame = await track.recv()
-                if isinstance(frame, VideoFrame) and self.live.machine.mode == "live":
-                    await self.live.push_pixels(await asyncio.to_thread(_pixels, frame, size), None, None)
+            await self._camera.watch(track)
+
+    async def _feed(self) -> None:
+        size = self.live.machine.info.shape(1)[2:4]
+        while True:
+            frame, arrived = await self._camera.next()
+            dropped, self._camera.dropped = self._camera.dropped, 0
+            if self.live.takes_frames and self.live.machine.phase is Phase.RUNNING:
+                self.live.missed(dropped)
+                pixels = await asyncio.to_thread(fitted, frame, size)
+                await self.live.push_pixels(SourceFrame(pixels, self.live.buffer.received, None, arrived))
 
     async def _write(self) -> None:
         try:
             await self.outbox.run()
         except SlowReader:
             self.live.ended = "slow reader"
-            await self.connection.close()
+            await self.live.close()
 
     async def _obey(self) -> None:
         while True:
@@ -161,38 +160,31 @@ class Peer:
             except ClientError as error:
                 self.outbox.post(m.error_message("invalid event", str(error)))
 
-    async def close(self) -> None:
-        """End the session; harmless when it has ended."""
-        if self.live.id not in self.live.hub.sessions:
-            return
+    async def _hang_up(self) -> None:
+        """What is left to do when the session has ended."""
         current = asyncio.current_task()
         for task in self._tasks:
             if task is not current:
                 task.cancel()
         self.wire.track.stop()
-        await self.live.close()
-
-
-def _pixels(frame: VideoFrame, size: tuple[int, int]) -> np.ndarray:
-    pixels = frame.to_ndarray(format="rgb24")
-    return np.ascontiguousarray(resizer(pixels.shape[:2], size)(pixels))
+        await self.connection.close()
 
 
 async def answer(offer: dict[str, Any], hub: Hub, caller: Caller) -> dict[str, str]:
     """The SDP answer to an offer map (`sdp`, and an `init`), its session idle; raises InvalidRequest."""
-    init = m.read_init({"prompt": "", **offer.get("init", {}), "type": "init", "commands": True})
+    init = m.read_init({"prompt": "", **offer.get("init", {}), "type": "init", "commands": True, "lossless": False})
     track = EditedTrack(init.fps or DEFAULT_FPS)
     wire = PeerWire(track)
     outbox = Outbox(wire, hub.settings.stall_seconds)
     live = await prepared(open_session(init, hub, caller, outbox), init)
-    connection = RTCPeerConnection()
+    connection = RTCPeerConnection(NO_SERVERS)
     Peer(connection, live, outbox, wire).begin()
     try:
         await connection.setRemoteDescription(RTCSessionDescription(offer["sdp"], "offer"))
         await connection.setLocalDescription(await connection.createAnswer())
     except Exception as error:
         # The library raises whatever its parser trips over.
-        await connection.close()
+        await live.close()
         raise InvalidRequest(f"the offer cannot be used ({type(error).__name__}: {str(error)[:80]})") from None
     local = connection.localDescription
     return {"type": local.type, "sdp": local.sdp, "session_id": live.id}
