@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,11 +14,13 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
 from train_tiny.collect import PACKAGES
 from train_tiny.dit_stage import emphasis, new_editor
-from train_tiny.evaluate import SHIFT, borders, paired_border_ratio
-from train_tiny.optim import orthogonalised
+from train_tiny.evaluate import LOOP, SHIFT, borders, paired_border_ratio
+from train_tiny.optim import Clock, orthogonalised
 from train_tiny.prompts import keys, phrases, reverse
 from train_tiny.rollout import Editor, attention_biases, empty_memory, resident_sinusoid
+from train_tiny.scenes import HASTE, Renderer, Scenes, draw_scenes, hurried, looped
 from train_tiny.speed import Captured
+from train_tiny.stream_stage import balance
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,14 +89,27 @@ def test_a_forgotten_first_chunk_is_still_one_chunk() -> None:
     assert not softmax.k.any()
 
 
-def test_a_small_edit_counts_more_where_it_is() -> None:
-    source = torch.zeros(2, 4, 3, 6, 6)
+def changed_corner() -> tuple[torch.Tensor, torch.Tensor]:
+    """Three streams: a corner of the first one changes, all but that corner of the second one, nothing in the third."""
+    source = torch.zeros(3, 4, 3, 6, 6)
     target = source.clone()
     target[0, :, :, :2, :2] = 1
-    weight = emphasis(source, target)
-    assert torch.allclose(weight.mean(dim=(1, 2, 3, 4)), torch.ones(2))
+    target[1] = 1 - target[0]
+    return source, target
+
+
+def test_a_small_edit_counts_more_where_it_is() -> None:
+    weight = emphasis(*changed_corner())
+    assert torch.allclose(weight.mean(dim=(1, 2, 3, 4)), torch.ones(3))
     assert weight[0, 0, 0, 0, 0] > 3 * weight[0, 0, 0, 5, 5]
-    assert weight[1].std() == 0
+    assert weight[2].std() == 0
+
+
+def test_in_the_stream_stage_a_small_object_counts_more_also_where_all_else_is_edited() -> None:
+    weight = balance(*changed_corner())
+    assert torch.allclose(weight.mean(dim=(1, 2, 3, 4)), torch.ones(3))
+    assert (weight[:2, 0, 0, 0, 0] > 2 * weight[:2, 0, 0, 5, 5]).all()
+    assert weight[2].std() == 0
 
 
 def test_a_step_without_a_gpu_is_the_step_itself() -> None:
@@ -112,7 +128,8 @@ def test_a_step_without_a_gpu_is_the_step_itself() -> None:
 def test_the_border_ratio_does_not_see_motion() -> None:
     motion = torch.rand(400) ** 2
     jump = torch.where(borders(400), 1.5, 1.0)
-    assert paired_border_ratio(motion * jump, motion[SHIFT:] * jump[: 400 - SHIFT]) == pytest.approx(1.5)
+    ratio = paired_border_ratio((motion * jump)[None], (motion[SHIFT:] * jump[: 400 - SHIFT])[None])
+    assert ratio == pytest.approx(1.5)
 
 
 def test_an_update_of_muon_has_even_singular_values() -> None:
@@ -120,3 +137,43 @@ def test_an_update_of_muon_has_even_singular_values() -> None:
     values = torch.linalg.svdvals(orthogonalised(matrices))
     assert values.min() > 0.5
     assert values.max() < 1.5
+
+
+def scene_video(scenes: Scenes, frames: range) -> torch.Tensor:
+    return Renderer(torch.rand(2, 3, 36, 64, generator=torch.Generator().manual_seed(0)), (36, 64))(scenes, frames)
+
+
+def test_a_looped_scene_comes_round_and_a_plain_one_does_not() -> None:
+    scenes = draw_scenes(np.random.default_rng(0), np.array([2, 3]), 2, 0, (36, 64))
+    first, again = range(57, 61), range(57 + LOOP, 61 + LOOP)
+    round_about = looped(scenes, LOOP)
+    assert torch.allclose(scene_video(round_about, first), scene_video(round_about, again), atol=0.02)
+    assert not torch.allclose(scene_video(scenes, first), scene_video(scenes, again), atol=0.1)
+
+
+def test_a_hurried_scene_starts_where_the_plain_one_does_and_goes_further() -> None:
+    scenes = draw_scenes(np.random.default_rng(0), np.full(8, 3), 2, 0, (36, 64))
+    fast = hurried(np.random.default_rng(1), scenes)
+    assert torch.equal(scene_video(scenes, range(1)), scene_video(fast, range(1)))
+    pace = fast.path[:, 0, 0, 2] / scenes.path[:, 0, 0, 2]
+    assert 1 < pace.max() <= HASTE
+    assert (pace == 1).any()
+
+
+def test_what_comes_before_the_first_step_is_no_part_of_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("train_tiny.optim.time.monotonic", lambda: now[0])
+    clock = Clock(minutes=1)
+    now[0] += 20
+    clock.begin()
+    assert clock.progress == 0
+    now[0] += 20
+    assert clock.progress == 0.5
+    now[0] += 20
+    assert clock.progress == 1
+
+
+def test_no_time_means_no_step() -> None:
+    clock = Clock(minutes=0)
+    clock.begin()
+    assert clock.progress == 1

@@ -14,7 +14,8 @@ from PIL import Image
 from sana_export.text import prompt_tokenizer
 from sana_export.tiny_tokenizer import write_tiny_tokenizer
 from train_tiny.model import MODEL
-from train_tiny.prompts import VARIANTS, keys, phrases
+from train_tiny.phrasings import VARIANTS
+from train_tiny.prompts import keys, phrases
 
 LONG_SIDE = 768
 CLIP = Path("assets/big-buck-bunny.mp4")

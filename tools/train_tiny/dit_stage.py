@@ -28,7 +28,7 @@ SAMPLER_SHARE = 0.7
 """Share of times that are the sampler's own; the others are uniform."""
 
 JUMP_SHARE = 0.5
-EMPHASIS, MOST_EMPHASIS = 1.0, 10.0
+EMPHASIS, MOST_EMPHASIS = 1.5, 12.0
 """How much more the places count that an edit changes, and the change, over its mean, from which they count no more."""
 
 EXCLUDED = ("embed_tokens", "x_embedder", "final_layer", "t_embedder", "t_block", "depth_conv", "table")
@@ -163,6 +163,14 @@ def dit_step(editor: Editor, weights: Tensor) -> Callable[[Lesson, Lesson, Memor
     return step
 
 
+def rehearse(step: Captured, pool: PairPool, book: PromptBook, batch: int) -> None:
+    """Make the step at every age of a stream, learning nothing, so that everything is compiled and captured."""
+    group = Group(pool, batch)
+    while not group.finished:
+        _, group.memory = step(group.next(book), group.next(book), group.memory)
+        step.clear()
+
+
 def train_dit(
     world: World, vae: VAE, book: PromptBook, minutes: float, seed: int, batch: int = BATCH, size: int = POOL
 ) -> tuple[DiT, TextEncoder, list[dict[str, float]]]:
@@ -173,6 +181,8 @@ def train_dit(
     step = Captured(dit_step(editor, weights), editor.parameters())
     optimizer = Optimizer([editor], muon=0.015, adam=2e-3, excluded=EXCLUDED)
     average, curve = Average([editor], 0.998), Curve(clock, 100)
+    rehearse(step, pool, book, batch)
+    clock.begin()
     groups = [Group(pool, batch) for _ in range(GROUPS)]
     while clock.progress < 1:
         turn = curve.step % GROUPS

@@ -14,9 +14,12 @@ from sana_export.pixels import pixels_to_uint8, uint8_to_pixels
 from sana_export.vae import VAE
 from train_tiny.edits import styled
 from train_tiny.model import MODEL
+from train_tiny.phrasings import KEEP, STYLES, UNDO
 from train_tiny.pictures import coloured_noise, gradients
-from train_tiny.prompts import CLASSES, COLOURS, KEEP, PLACES, STYLES
+from train_tiny.prompts import CLASSES, COLOURS, PLACES, phrases
+from train_tiny.prompts import keys as edit_keys
 from train_tiny.rollout import STEPS, Editor, Memory, empty_memory
+from train_tiny.scenes import looped
 from train_tiny.streams import PromptBook, World
 from train_tiny.vae_stage import reconstruct
 
@@ -27,7 +30,17 @@ WORLD_SEED = 20_000
 OBJECT_FAMILIES = ("recolour", "remove", "add", "background")
 CHUNKS = 8
 LONG = 42
+EARLY, LATE = 2, 40
+"""The chunks that are compared for drift; long streams show the same in both."""
+
+STATELESS = 15
+"""Chunks of a stream whose state is zeroed before every chunk: what forgets cannot drift."""
+
+LOOP = (LATE - EARLY) * MODEL.geometry.steady_frames
 PER_KEY = 6
+MISREAD, GROUP = 3.0, 16
+"""Decibels from which an instruction counts as misread, and how many edits are tried at once."""
+
 SHIFT = MODEL.geometry.steady_frames // 2
 
 
@@ -103,14 +116,14 @@ def border_ratio(change: Tensor) -> float:
 
 
 def paired_border_ratio(change: Tensor, shifted: Tensor) -> float:
-    """The same at the same moments: (F - 1,) of a stream, and of one that began `SHIFT` frames later.
+    """The same at the same moments: (..., F - 1) of streams, and of the same ones begun `SHIFT` frames later.
 
     A moment at a border of one stream is inside a chunk of the other, so the motion at that moment cancels out.
     """
-    moments = range(SHIFT, min(len(change), SHIFT + len(shifted)))
-    pairs = torch.stack([change[SHIFT : moments.stop], shifted[: len(moments)]])
-    border = torch.stack([borders(moments.stop)[SHIFT:], borders(len(moments))])
-    return float(pairs[border].sum() / pairs.flip(0)[border].sum())
+    stop = min(change.shape[-1], SHIFT + shifted.shape[-1])
+    pairs = torch.stack([change[..., SHIFT:stop], shifted[..., : stop - SHIFT]], dim=-2)
+    border = torch.stack([borders(stop)[SHIFT:], borders(stop - SHIFT)]).to(pairs.device)
+    return float((pairs * border).sum() / (pairs * border.flip(0)).sum())
 
 
 def held_out_world(clip: Tensor, seed: int = WORLD_SEED) -> World:
@@ -138,15 +151,21 @@ def real_pair(clip: Tensor, keys: list[str]) -> Pair:
     return pair
 
 
-def scene_pair(world: World, keys: list[str]) -> Pair:
-    """Scenes in which every key can be carried out."""
+def scene_pair(world: World, keys: list[str], loop: int = 0) -> Pair:
+    """Scenes in which every key can be carried out; with `loop`, all comes round after as many frames."""
     scenes = world.scenes(len(keys), world.rng.integers(1, 4, len(keys)))
     for row, key in enumerate(keys):
         family, *words = key.split("/")
         if family in ("recolour", "remove"):
             others = [kind for kind in range(len(CLASSES)) if kind != CLASSES.index(words[0])]
             scenes.kind[row] = torch.tensor([CLASSES.index(words[0]), *world.rng.permutation(others)[:3]])
-    return lambda frames: world.pair(scenes, keys, frames)
+    shown = looped(scenes, loop) if loop else scenes
+    return lambda frames: world.pair(shown, keys, frames)
+
+
+def delayed(pair: Pair) -> Pair:
+    """The same streams, begun `SHIFT` frames later."""
+    return lambda frames: pair(range(frames.start + SHIFT, frames.stop + SHIFT))
 
 
 def object_keys(family: str, rng: np.random.Generator, count: int) -> list[str]:
@@ -196,10 +215,12 @@ class Judge:
             keys += [key for name in OBJECT_FAMILIES for key in object_keys(name, world.rng, 2 * count)]
         pair = real_pair(self.clip, keys) if real else scene_pair(world, keys)
         right = score(self.editor, self.vae, pair, self.prompt(keys), CHUNKS)
+        again = score(self.editor, self.vae, delayed(pair), self.prompt(keys), CHUNKS - 1)
         other = score(self.editor, self.vae, pair, self.prompt(wrong(keys, world.rng)), CHUNKS)
         names = [key.split("/")[0] for key in keys]
         rows = [
-            self.row(name, [i for i, n in enumerate(names) if n == name], right, other) for name in dict.fromkeys(names)
+            self.row(name, [i for i, n in enumerate(names) if n == name], right, again, other)
+            for name in dict.fromkeys(names)
         ]
         for row in rows:
             print(
@@ -209,11 +230,15 @@ class Judge:
 
     @staticmethod
     def row(
-        name: str, streams: list[int], right: dict[str, Tensor], other: dict[str, Tensor]
+        name: str,
+        streams: list[int],
+        right: dict[str, Tensor],
+        again: dict[str, Tensor],
+        other: dict[str, Tensor],
     ) -> dict[str, float | str]:
         psnr = {kind: float(decibels(right[kind][streams].mean(1)).mean()) for kind in ("source", "edited")}
         mistaken = float(decibels(other["edited"][streams].mean(1)).mean())
-        border = border_ratio(right["change"][streams])
+        border = paired_border_ratio(right["change"][streams], again["change"][streams])
         return {"edit": name, **psnr, "gain": psnr["edited"] - psnr["source"], "wrong": mistaken, "border": border}
 
     def drift(self, forget: bool = False) -> list[float]:
@@ -221,10 +246,39 @@ class Judge:
         world = held_out_world(self.clip, WORLD_SEED + 1)
         keys = [*STYLES, KEEP]
         keys += [key for name in OBJECT_FAMILIES for key in object_keys(name, world.rng, 3)]
-        edited = score(self.editor, self.vae, scene_pair(world, keys), self.prompt(keys), LONG, forget)["edited"]
+        pair = scene_pair(world, keys, LOOP)
+        count = STATELESS if forget else LONG
+        edited = score(self.editor, self.vae, pair, self.prompt(keys), count, forget)["edited"]
         first, steady = MODEL.geometry.first_frames, MODEL.geometry.steady_frames
         chunks = [edited[:, :first], *edited[:, first:].split(steady, 1)]
         return [float(decibels(chunk.mean(1)).mean()) for chunk in chunks]
+
+    @torch.no_grad()
+    def misread(self) -> list[tuple[str, float]]:
+        """The held-out instructions that edit a first chunk worse than a trained one by `MISREAD`, and by how much."""
+        world, lost = held_out_world(self.clip, WORLD_SEED + 3), []
+        wanted = [key for key in edit_keys() if not key.startswith(UNDO)]
+        for start in range(0, len(wanted), GROUP):
+            keys = wanted[start : start + GROUP]
+            source, target = scene_pair(world, keys)(range(MODEL.geometry.first_frames))
+            source, target = self.vae.encoder(source)[0], self.vae.encoder(target)[0]
+            rows = [self.book.rows[True][key] for key in keys]
+            best = self.errors(source, target, [int(self.book.rows[False][key][0]) for key in keys])
+            for turn in range(max(map(len, rows))):
+                worse = self.errors(source, target, [int(row[min(turn, len(row) - 1)]) for row in rows]) - best
+                lost += [
+                    (phrases(key, held_out=True)[turn], round(drop, 2))
+                    for key, row, drop in zip(keys, rows, worse.tolist(), strict=True)
+                    if turn < len(row) and drop > MISREAD
+                ]
+        return lost
+
+    def errors(self, source: Tensor, target: Tensor, rows: list[int]) -> Tensor:
+        """Decibels (B,) by which latents edited with instructions `rows` of the book miss their target."""
+        prompt = self.editor.prompt(self.book.ids[rows], self.book.mask[rows])
+        generator = torch.Generator(source.device).manual_seed(0)
+        edited, _ = sample(self.editor, source, prompt, empty_memory(), 0, generator)
+        return -decibels((edited - target).square().mean(dim=(1, 2, 3, 4)))
 
     def sheet(self, path: Path) -> None:
         """A picture with source, truth and edit of every kind of edit, at the end of the third chunk."""

@@ -13,15 +13,21 @@ NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5
 
 
 class Clock:
-    """A time box: `progress` runs from 0 to 1, `rate` is the share of the full learning rate."""
+    """A time box: `progress` runs from 0 to 1 at its end, `rate` is the share of the full learning rate."""
 
     def __init__(self, minutes: float, warmup: float = 0.03, flat: float = 0.35) -> None:
-        self.seconds, self.warmup, self.flat = 60 * minutes, warmup, flat
+        self.warmup, self.flat = warmup, flat
+        self.start = time.monotonic()
+        self.end = self.start + 60 * minutes
+
+    def begin(self) -> None:
+        """Let progress run from here on: to fill pools and to compile takes time, but no part of the schedule."""
         self.start = time.monotonic()
 
     @property
     def progress(self) -> float:
-        return min(1.0, (time.monotonic() - self.start) / self.seconds)
+        now = time.monotonic()
+        return 1.0 if now >= self.end else (now - self.start) / (self.end - self.start)
 
     @property
     def rate(self) -> float:

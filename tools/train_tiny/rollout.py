@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sana_export import attention
+from sana_export import attention, vae, vae_layers
 from sana_export import dit as dit_module
 from sana_export.caches import Cache, KVCache, Prompt
 from sana_export.dit import DiT
@@ -106,14 +106,22 @@ class Editor(nn.Module):
 
 
 def adapt_model() -> None:
-    """Make the model's functions fit for training: the recurrence in float32, and nothing copied from the CPU."""
+    """Make the model's functions fit for training: the recurrence in float32, and nothing copied from the CPU.
+
+    The norm of the VAE is taken in the precision of its input: half the memory traffic, which is what a step costs.
+    """
     attention.gdn = precise_gdn
+    vae.channel_norm = vae_layers.channel_norm = light_norm
     dit_module.sinusoid = resident_sinusoid
 
 
 def precise_gdn(*operands: Tensor) -> tuple[Tensor, State]:
     with torch.autocast(operands[0].device.type, enabled=False):
         return gdn(*operands)
+
+
+def light_norm(x: Tensor) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(dim=2, keepdim=True) + 1e-8).to(x.dtype)
 
 
 @cache

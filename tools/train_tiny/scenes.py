@@ -1,6 +1,7 @@
 """Procedural video that can be rendered at any time: a moving camera over a picture, and moving objects with masks."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -18,6 +19,8 @@ ANGLES = 512
 EDGE = 1.2
 RING_HOLE = 0.55
 CENTRE_RADIUS = 36.0
+HASTE = 6.0
+"""How much faster than drawn the fastest scenes move that a VAE is trained on."""
 
 PLACE_COLOURS = {
     "green screen": ((0.05, 0.75, 0.20), (0.05, 0.75, 0.20)),
@@ -108,6 +111,26 @@ def object_waves(rng: np.random.Generator, batch: int, height: int, width: int) 
         [0, 0, 0, 0],
     ]
     return path
+
+
+def hurried(rng: np.random.Generator, scenes: Scenes) -> Scenes:
+    """The scenes, half of them moving faster, camera and objects alike: as fast as film does at times."""
+    batch = len(scenes.picture)
+    pace = torch.from_numpy(np.where(rng.random(batch) < 0.5, HASTE ** rng.random(batch), 1.0)).float()
+    return with_speeds(scenes, lambda speed: speed * pace.view(-1, *[1] * (speed.ndim - 1)))
+
+
+def looped(scenes: Scenes, frames: int) -> Scenes:
+    """The scenes with every speed moved to the nearest one with which all comes round after `frames` frames."""
+    turn = 2 * math.pi / frames
+    return with_speeds(scenes, lambda speed: (speed / turn).round().clamp_min(1) * turn)
+
+
+def with_speeds(scenes: Scenes, change: Callable[[Tensor], Tensor]) -> Scenes:
+    result = scenes.copy()
+    for waves in (result.camera, result.path):
+        waves[..., 2] = change(waves[..., 2])
+    return result
 
 
 def outlines(device: torch.device) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor
 from sana_export.dit import DiT
 from sana_export.text import TextEncoder
 from sana_export.vae import VAE
-from train_tiny.dit_stage import EXCLUDED, SWITCH, Group, Lesson, channel_weights, emphasis, sample_times
+from train_tiny.dit_stage import EXCLUDED, SWITCH, Group, Lesson, channel_weights, sample_times
 from train_tiny.model import MODEL
 from train_tiny.optim import Average, Clock, Curve, Optimizer
 from train_tiny.rollout import STEPS, Editor, Memory, leaf, noised
@@ -14,14 +14,26 @@ from train_tiny.speed import Captured, compile_each
 from train_tiny.streams import PairPool, PromptBook, World
 
 BATCH = 64
-POOLS = {6: 768, 14: 256, 44: 64}
+SHORTEST = 6
+POOLS = {SHORTEST: 512, 14: 192, 44: 64}
 """Chunks of a stream and how many such streams are kept; the longest is past every length the report asks about."""
 
-REFRESH = 12
+REFRESH = 36
+"""Training steps between two renewals of a part of one pool; the pools take turns."""
 
 EARLY_WEIGHT = 0.3
 CYCLE_WEIGHT = 0.15
 JUMP_WEIGHT = 0.25
+
+
+BALANCE = 0.75
+"""From 0, where every place counts alike, to 1, where all that an edit changes counts as much as all that it leaves."""
+
+CHANGED = 0.1
+"""Squared change of a latent at which a place counts half as changed: an object's is about one."""
+
+LEAST = 0.04
+"""Share of the frame below which either side gains no more weight."""
 
 
 class Teacher:
@@ -52,7 +64,7 @@ class Teacher:
         source, target, start, tokens, _ = lesson
         prompt, rope, past = self.editor.prompt(*tokens), self.editor.rope(start, source.shape[2]), memory.past()
         latent, loss = torch.randn_like(target), target.new_zeros(())
-        weight = self.weights * emphasis(source, target)
+        weight = self.weights * balance(source, target)
         for index, (time, sigma, following) in enumerate(STEPS):
             last, latent = index == len(STEPS) - 1, latent.detach()
             # Under no_grad every block would be compiled once more: what nothing learns from is dropped instead.
@@ -79,6 +91,25 @@ class Teacher:
         return ((velocity - (noise - source)).square() * self.weights).mean(), memory
 
 
+def balance(source: Tensor, target: Tensor) -> Tensor:
+    """(B, 1, T, h, w) of mean 1 per stream: a small object counts where it is edited, and where all else is."""
+    change = (target - source).square().mean(1, keepdim=True)
+    changed = change / (change + CHANGED)
+    share = changed.mean(dim=(2, 3, 4), keepdim=True).clamp(LEAST, 1 - LEAST)
+    weight = 1 - BALANCE + BALANCE * (changed / share + (1 - changed) / (1 - share)) / 2
+    return weight / weight.mean(dim=(2, 3, 4), keepdim=True)
+
+
+def rehearse(step: Captured, pool: PairPool, book: PromptBook, batch: int, cycle: bool) -> None:
+    """Make every kind of step at every age of a stream, learning nothing, so that all is compiled and captured."""
+    for early in range(len(STEPS) - 1):
+        group = Group(pool, batch)
+        while not group.finished:
+            lessons = [group.next(book, cycle) for _ in range(2)]
+            _, group.memory, group.backward = step(early, *lessons, group.memory, group.backward)
+            step.clear()
+
+
 def train_stream(
     world: World,
     vae: VAE,
@@ -92,11 +123,15 @@ def train_stream(
     """The DiT and text encoder of stage 2, trained on their own rollouts, and the training curve."""
     editor, clock = Editor(*parts, MODEL.geometry).to(world.device).train(), Clock(minutes, flat=0.2)
     weights = channel_weights(vae, world)
-    pools = [PairPool(world, vae, size, length, min(batch, size), SWITCH) for length, size in (sizes or POOLS).items()]
+    pools = [
+        PairPool(world, vae, size, length, min(batch, size // 4), SWITCH) for length, size in (sizes or POOLS).items()
+    ]
     compile_each([*editor.dit.blocks, *editor.text.model.layers], world.device)
     step = Captured(Teacher(editor, weights, cycle).step, editor.parameters())
     optimizer = Optimizer([editor], muon=0.005, adam=7e-4, excluded=EXCLUDED)
     average, curve = Average([editor], 0.998), Curve(clock, 50)
+    rehearse(step, pools[0], book, batch, cycle)
+    clock.begin()
     groups = [Group(pool, batch) for pool in pools]
     while clock.progress < 1:
         turn = curve.step % len(groups)
@@ -109,6 +144,6 @@ def train_stream(
         if group.finished:
             groups[turn] = Group(pools[turn], batch)
         if curve.step % REFRESH == 0:
-            pools[0].refresh()
+            pools[curve.step // REFRESH % len(pools)].refresh()
     average.store()
     return editor.dit, editor.text, curve.points

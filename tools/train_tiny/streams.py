@@ -13,10 +13,11 @@ from train_tiny.edits import draw_keys, styled
 from train_tiny.model import mixed_precision
 from train_tiny.pictures import leaf_count
 from train_tiny.prompts import CLASSES, keys, reverse
-from train_tiny.scenes import Renderer, Scenes, draw_scenes, edited
+from train_tiny.scenes import Renderer, Scenes, draw_scenes, edited, hurried
 
 SCENE_EDITS = ("recolour", "remove", "add", "background")
-MOST_OBJECTS = 3
+OBJECTS = (0.25, 0.15, 0.25, 0.35)
+"""How often a scene has 0, 1, 2 or 3 objects: with several, it has to be seen which one is meant."""
 
 
 class PromptBook:
@@ -68,9 +69,9 @@ class World:
         return self.renderer.device
 
     def scenes(self, batch: int, objects: np.ndarray | None = None) -> Scenes:
-        """Random scenes, on the CPU; a third of them without objects unless `objects` (B,) are given."""
+        """Random scenes, on the CPU; how many objects they have is drawn unless `objects` (B,) are given."""
         if objects is None:
-            objects = self.rng.integers(1, MOST_OBJECTS + 1, batch) * (self.rng.random(batch) < 0.67)
+            objects = self.rng.choice(len(OBJECTS), batch, p=OBJECTS)
         size = (self.geometry.height, self.geometry.width)
         return draw_scenes(self.rng, objects, self.pictures, self.leaves, size)
 
@@ -89,8 +90,8 @@ class World:
         return 2 * source - 1, 2 * target - 1
 
     def clips(self, batch: int, frames: int) -> Tensor:
-        """Random clips (B, 3, F, H, W) in [-1, 1] for the VAE: half of them edited."""
-        scenes = self.scenes(batch)
+        """Random clips (B, 3, F, H, W) in [-1, 1] for the VAE: half of them edited, half of them fast."""
+        scenes = hurried(self.rng, self.scenes(batch))
         start = int(self.rng.integers(0, 500))
         source, target = self.pair(scenes, self.keys(scenes), range(start, start + frames))
         half = torch.arange(batch, device=self.device) % 2 == 0
@@ -152,8 +153,10 @@ class PairPool:
     def __init__(self, world: World, vae: VAE, size: int, length: int, batch: int, switch: float) -> None:
         self.world, self.vae, self.length, self.batch, self.switch = world, vae, length, batch, switch
         self.size, self.oldest = size, 0
-        self.chunks = [room(chunk, size) for chunk in self.record()]
-        for _ in range(size // batch):
+        recorded = self.record()
+        self.chunks = [room(chunk, size) for chunk in recorded]
+        self.keep(recorded)
+        for _ in range(size // batch - 1):
             self.refresh()
 
     def record(self) -> list[Chunk]:
@@ -162,8 +165,11 @@ class PairPool:
 
     def refresh(self) -> None:
         """Replace the oldest batch of streams."""
+        self.keep(self.record())
+
+    def keep(self, recorded: list[Chunk]) -> None:
         rows = slice(self.oldest, self.oldest + self.batch)
-        for place, chunk in zip(self.chunks, self.record(), strict=True):
+        for place, chunk in zip(self.chunks, recorded, strict=True):
             place.source[rows], place.target[rows], place.keys[rows] = chunk.source, chunk.target, chunk.keys
         self.oldest = (self.oldest + self.batch) % self.size
 

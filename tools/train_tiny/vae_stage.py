@@ -50,6 +50,10 @@ def train_vae(
     average, curve = Average([vae], 0.998), Curve(clock, 250)
     shapes = [(batch, SHORT)] * 3 + [(batch // 2, LONG)]
     step = Captured(vae_step(vae), vae.parameters())
+    for shape in dict.fromkeys(shapes):
+        step(clips.draw(*shape, CROP))
+        step.clear()
+    clock.begin()
     while clock.progress < 1:
         error = step(clips.draw(*shapes[curve.step % len(shapes)], CROP))
         norm = optimizer.step(clock.rate)
