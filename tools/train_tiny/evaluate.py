@@ -33,7 +33,7 @@ LONG = 42
 EARLY, LATE = 2, 40
 """The chunks that are compared for drift; long streams show the same in both."""
 
-STATELESS = 15
+STATELESS = 9
 """Chunks of a stream whose state is zeroed before every chunk: what forgets cannot drift."""
 
 LOOP = (LATE - EARLY) * MODEL.geometry.steady_frames

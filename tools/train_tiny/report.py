@@ -188,8 +188,8 @@ def state(chunks: Mapping[str, Sequence[float]]) -> str:
     """What it costs to forget, in one sentence."""
     carried, zeroed = (mean(values[2:]) for values in chunks.values())
     return fill(
-        f"With the denoiser's state zeroed before every chunk, the mean of chunks 2 to {len(chunks['zeroed']) - 1} of the "
-        f"same streams is {zeroed:.2f} dB; with the state carried it is {carried:.2f} dB.",
+        f"With the state zeroed before every chunk, the mean of chunks 2 to {len(chunks['zeroed']) - 1} of such "
+        f"streams is {zeroed:.2f} dB; with the state carried it is {carried:.2f} dB.",
         120,
     )
 
