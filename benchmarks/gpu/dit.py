@@ -6,15 +6,15 @@ Random weights at production size, medians over CUDA events. `--profile` prints 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
+from timing import milliseconds
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -159,19 +159,6 @@ def check(found: Mapping[str, list[float]]) -> None:
     for chunk, (ours, plain) in enumerate(zip(found["bf16"], found["plain bf16"], strict=True)):
         if not ours <= MARGIN * plain:
             sys.exit(f"DiT, bf16: chunk {chunk} is {ours:.2e} off, plain bfloat16 is {plain:.2e} off")
-
-
-def milliseconds(function: Callable[[], object], rounds: int = 10) -> float:
-    """Median time of a function."""
-    for _ in range(2):
-        function()
-    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(rounds)]
-    for start, stop in events:
-        start.record()
-        function()
-        stop.record()
-    torch.cuda.synchronize()
-    return median(start.elapsed_time(stop) for start, stop in events)
 
 
 def steady_stream(engines: Named, model: ModelConfig, seed: int = 0) -> Stream:

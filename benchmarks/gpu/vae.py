@@ -3,14 +3,14 @@
 Weights are random; times are medians over CUDA events of whole chunks, of steady ones unless said otherwise.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from statistics import median
 from typing import Any
 
 import torch
+from timing import milliseconds
 from torch import Tensor
 from vae_errors import PARTS, PRODUCTION, Engines, check, configured, engines, example, network, random_vae, state_of
 
@@ -25,19 +25,6 @@ __all__ = ["PARTS", "PRODUCTION", "check", "engines", "feeds_of", "measure", "pr
 
 BF16_PEAK = 790e12
 """Of a matrix product, measured on the same card (FLOP/s)."""
-
-
-def milliseconds(function: Callable[[], object], rounds: int = 12) -> float:
-    """Median time on the GPU, after two rounds to warm up."""
-    for _ in range(2):
-        function()
-    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(rounds)]
-    for start, stop in events:
-        start.record()
-        function()
-        stop.record()
-    torch.cuda.synchronize()
-    return median(start.elapsed_time(stop) for start, stop in events)
 
 
 def feeds_of(found: Engines, variant: str) -> dict[str, Tensor]:
