@@ -17,7 +17,7 @@ from sana_export.dit import DiT
 from sana_export.onnx_export import export, measure
 from sana_export.sampler import DiTStream
 from sana_runtime.denoiser import DenoiserStage
-from sana_runtime.engine import TensorSpec, check_feeds, load_engine
+from sana_runtime.engine import OneByOne, TensorSpec, check_feeds, load_engine
 from sana_runtime.errors import BuildError
 from sana_runtime.manifest import Manifest
 from sana_runtime.memory import HostMemory
@@ -28,7 +28,7 @@ TEXT = torch.randn(1, MICRO.dit.text_tokens, MICRO.dit.caption_width, generator=
 MASK = (torch.arange(MICRO.dit.text_tokens) < 20).float()[None]
 
 
-class TorchEngine:
+class TorchEngine(OneByOne):
     """A graph evaluated by PyTorch, behind the interface of an engine."""
 
     memory = HostMemory()
