@@ -73,10 +73,7 @@ def alone(repository: Path, pieces: Sequence[Piece]) -> tuple[dict[str, float], 
         for name, stage in stages.items():
             asked = Request(tensors, {"chunk": piece.index}, "bench", start=piece.index == 0, end=piece.last)
             started = time.perf_counter()
-            (answer,) = stage.run_batch([asked])
-            if isinstance(answer, Exception):
-                raise answer
-            tensors = tensors | answer
+            tensors = tensors | stage.run(asked)
             seconds[name].append(time.perf_counter() - started)
         edited.append(tensors["edited"][0].copy())
     return {name: median(values[SKIPPED:-1]) for name, values in seconds.items()}, edited

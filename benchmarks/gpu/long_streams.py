@@ -8,13 +8,14 @@ docs/long-streams.png.
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sana_build.calibrate import small_frames
 from sana_build.torch_trials import relative_rms, to_bf16
 from sana_export.checkpoint import resolve
 from sana_export.configs import MODELS, ModelConfig
@@ -35,14 +36,8 @@ GROWTH = 1.5
 """How much the worst error of the last half may be above the worst of the first half after SETTLED."""
 
 
-def small(name: str) -> ModelConfig:
-    """The model on frames of a quarter of their height and width, at least as large as one can be."""
-    model = MODELS[name]
-    return replace(model, height=model.height // 4 // 32 * 32, width=model.width // 4 // 32 * 32)
-
-
 CASES = {
-    "production width, random weights": lambda: (small("sana-streaming"), "random:0"),
+    "production width, random weights": lambda: (small_frames(MODELS["sana-streaming"], 4), "random:0"),
     "tiny, trained": lambda: (MODELS["tiny"], MODELS["tiny"].checkpoint),
 }
 

@@ -109,7 +109,7 @@ def _tensorrt(library: str) -> Callable[[Path], Engine]:
 
 
 def _torch(path: Path) -> Engine:
-    return import_beside(path, "sana_gpu.load", "sana_kernels").load(path)
+    return import_beside(path, "our kernels", "sana_gpu.load", "sana_kernels").load(path)
 
 
 ENGINES: dict[str, Callable[[Path], Engine]] = {

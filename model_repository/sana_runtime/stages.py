@@ -61,6 +61,10 @@ class Request:
 class Stage(Protocol):
     """What the server drives."""
 
+    def run(self, request: Request) -> Tensors:
+        """Answer one request. Raises RequestError if it is at fault, any other error if the engine failed."""
+        ...
+
     def run_batch(self, requests: Sequence[Request]) -> list[Answer]:
         """Answer requests of different streams; RequestError where one is at fault, others if an engine failed."""
         ...

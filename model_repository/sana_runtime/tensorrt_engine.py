@@ -8,7 +8,6 @@ import importlib
 import json
 import mmap
 import os
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from sana_runtime.engine import OneByOne, check_feeds
 from sana_runtime.errors import EngineError
 from sana_runtime.memory import Array, TorchMemory
+from sana_runtime.packages import import_beside
 from sana_runtime.tensors import TensorSpec
 
 DTYPES = {
@@ -38,7 +38,6 @@ LAYERS = ".layers.json"
 
 CUSTOM = "custom_layer"
 PLUGIN = "sana_kernels.plugin"
-PLUGIN_PACKAGE = "sana_kernels.zip"
 
 
 class TensorRTEngine(OneByOne):
@@ -62,7 +61,7 @@ class TensorRTEngine(OneByOne):
 
     def _load(self) -> Any:
         if holds_plugin(self.path):
-            register_plugin(self.path, self.path.parents[2] / PLUGIN_PACKAGE)
+            register_plugin(self.path)
         with self.path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
             self._name = hashlib.sha256(data[:NAMED_BY]).hexdigest()[:16]
             engine = self._runtime.deserialize_cuda_engine(data)
@@ -123,17 +122,11 @@ def holds_plugin(engine: Path) -> bool:
     return table.is_file() and any(layer["type"] == CUSTOM for layer in json.loads(table.read_text()))
 
 
-def register_plugin(engine: Path, package: Path) -> None:
-    """Make our plugin known to this process, from the package in the engine's repository.
-
-    By name, as only repositories of such engines bring the package. Raises EngineError if it is not there, or refuses
-    the machine.
-    """
-    if not package.is_file():
-        raise EngineError(f"engine {engine} holds our GDN plugin and {package} is missing: build the repository again")
-    sys.path.insert(0, str(package))
+def register_plugin(engine: Path) -> None:
+    """Make our plugin known to this process; raises EngineError if it is not there, or refuses the machine."""
+    plugin = import_beside(engine, "our GDN plugin", PLUGIN)
     try:
-        importlib.import_module(PLUGIN).register()
+        plugin.register()
     except (ImportError, ValueError) as error:
         raise EngineError(f"the GDN plugin that engine {engine} holds cannot be registered: {error}") from error
 
