@@ -186,7 +186,7 @@ sys.path.insert(0, sys.argv[1] + "/sana_runtime.zip")
 from sana_runtime.tensorrt_engine import holds_plugin, register_plugin
 root = Path(sys.argv[1])
 print(sorted(str(path.relative_to(root)) for path in root.rglob("*.plan") if holds_plugin(path)))
-register_plugin(root / "denoiser/1/steady.plan", root / "sana_kernels.zip")
+register_plugin(root / "denoiser/1/steady.plan")
 import tensorrt_rtx
 print(tensorrt_rtx.get_plugin_registry().get_creator("SanaGDN", "1", "") is not None)
 print([name for name in ("torch", "triton", "sana_export") if name in sys.modules])
