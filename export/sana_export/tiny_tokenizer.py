@@ -1,5 +1,6 @@
 """A small tokenizer with Gemma's special tokens, for models whose vocabulary is too small for Gemma's own."""
 
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 
@@ -8,10 +9,10 @@ from sana_runtime.errors import ConfigError
 SPECIAL_TOKENS = ["<pad>", "<eos>", "<bos>"]
 
 
-def write_tiny_tokenizer(directory: Path, vocab_size: int) -> Path:
-    """Train a byte-level BPE tokenizer on our instructions and the chi text; returns `directory/tokenizer.json`.
+def write_tiny_tokenizer(directory: Path, vocab_size: int, sentences: Iterable[str] = ()) -> Path:
+    """Train a byte-level BPE tokenizer on our prompts, the chi text and more; returns `directory/tokenizer.json`.
 
-    The same file comes out every time. Raises ConfigError if the text does not yield `vocab_size` tokens.
+    The same file comes out every time: words that `sentences` use often become one token. Raises ConfigError if the text does not yield `vocab_size` tokens.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -24,7 +25,7 @@ def write_tiny_tokenizer(directory: Path, vocab_size: int) -> Path:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_sentences(), trainer)
+    tokenizer.train_from_iterator([*_sentences(), *sentences], trainer)
     if tokenizer.get_vocab_size() != vocab_size:
         raise ConfigError(f"the tokenizer has {tokenizer.get_vocab_size()} tokens and the model takes {vocab_size}")
     tokenizer.post_processor = processors.TemplateProcessing(

@@ -6,21 +6,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from sana_export.caches import GDNCache, KVCache
 from sana_export.dit import sinusoid
+from sana_export.tiny_tokenizer import write_tiny_tokenizer
+from sana_export.vae import VAEDecoder
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
-from train_tiny.collect import PACKAGES
+from train_tiny.collect import PACKAGES, VOCABULARY, vocabulary_text
+from train_tiny.decoder_stage import Recorded, RecordedPool, decoder_step
 from train_tiny.dit_stage import emphasis, new_editor
 from train_tiny.evaluate import LOOP, SHIFT, borders, paired_border_ratio
+from train_tiny.model import MODEL
 from train_tiny.optim import Clock, orthogonalised
-from train_tiny.prompts import keys, phrases, reverse
+from train_tiny.prompts import CLASSES, COLOURS, PLACES, keys, phrases, reverse
 from train_tiny.rollout import Editor, attention_biases, empty_memory, resident_sinusoid
 from train_tiny.scenes import HASTE, Renderer, Scenes, draw_scenes, hurried, looped
 from train_tiny.speed import Captured
 from train_tiny.stream_stage import balance
+from train_tiny.streams import World
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,6 +39,13 @@ def editor() -> Editor:
 @pytest.mark.parametrize("key", keys())
 def test_no_held_out_instruction_is_trained(key: str) -> None:
     assert not set(phrases(key)) & set(phrases(key, held_out=True))
+
+
+def test_what_is_edited_and_how_is_whole_words(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(write_tiny_tokenizer(tmp_path, VOCABULARY, vocabulary_text())))
+    words = [*CLASSES, *COLOURS, *(word for place in PLACES for word in place.split())]
+    pieces = {word: tokenizer.encode(f" {word}", add_special_tokens=False).tokens for word in words}
+    assert {word: found for word, found in pieces.items() if len(found) > 1} == {}
 
 
 def test_every_edit_has_a_way_back() -> None:
@@ -177,3 +190,34 @@ def test_no_time_means_no_step() -> None:
     clock = Clock(minutes=0)
     clock.begin()
     assert clock.progress == 1
+
+
+class Straight(VAEDecoder):
+    """A decoder of three channels that shows a latent as it is, all frames of it alike, times a weight."""
+
+    def __init__(self) -> None:
+        torch.nn.Module.__init__(self)
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, latent: torch.Tensor, state: object = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return self.weight * latent.repeat_interleave(2, 2), {}
+
+
+def test_the_decoder_stage_weighs_a_change_of_the_error_beside_the_error() -> None:
+    steady, jumping = torch.zeros(1, 3, 4, 8, 8), torch.zeros(1, 3, 4, 8, 8)
+    jumping[:, :, ::2], jumping[:, :, 1::2], steady[:] = 0.1, -0.1, 0.1
+    step = decoder_step(Straight())
+    frames = torch.zeros(1, 3, 8, 8, 8)
+    (still, none), (moving, much) = step(steady, frames), step(jumping, frames)
+    assert still == pytest.approx(float(moving), rel=0.05)
+    assert float(none) < 0.05 * float(much)
+
+
+def test_a_window_of_a_recorded_stream_shows_what_its_latents_are_of() -> None:
+    world = World(torch.zeros(1, 3, 8, 8), 0, MODEL.geometry)
+    true = torch.rand(16, 3, 2, 9, 16)
+    frames = (true * 255).byte().repeat_interleave(16, 3).repeat_interleave(16, 4)
+    pool = RecordedPool(world, lambda: Recorded(true, true, frames), 16)
+    latents, shown = pool.draw(4)
+    assert latents.shape == (4, 3, 2, 6, 8)
+    assert torch.allclose((shown[..., ::16, ::16] + 1) / 2, latents, atol=1 / 128)

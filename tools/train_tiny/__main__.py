@@ -14,8 +14,10 @@ import torch
 import typer
 from torch import Tensor
 
+from sana_export.vae import VAE
 from train_tiny import storage
 from train_tiny.collect import collect
+from train_tiny.decoder_stage import train_decoder
 from train_tiny.dit_stage import BATCH, train_dit
 from train_tiny.evaluate import Judge
 from train_tiny.model import MODEL
@@ -32,10 +34,11 @@ HEAD_START = 60.0
 SAMPLE = 0.02
 """Share of the pictures that a stage needs which learns nothing."""
 
-MINUTES = {"vae": 7.0, "dit": 8.2, "stream": 6.8, "judge": 0, "ablation": 6.8, "compile": 0}
-"""How long every stage takes, beside some seconds to start and to write; the first four make the checkpoint."""
+MINUTES = {"vae": 7.0, "dit": 8.2, "stream": 6.8, "decoder": 3.5, "judge": 0, "ablation": 6.8, "compile": 0}
+"""How long every stage takes, beside some seconds to start and to write."""
 
-CHAIN = ("vae", "dit", "stream", "judge")
+CHAIN = ("vae", "dit", "stream", "decoder", "judge")
+"""The stages that make and measure the checkpoint."""
 
 
 class Work:
@@ -63,9 +66,14 @@ class Work:
         torch.manual_seed(seed)
         return World(build_bank(self.data, self.device), seed, MODEL.geometry)
 
-    def judge(self, stage: str) -> Judge:
-        editor = Editor(*storage.read_editor(self.path(stage)), MODEL.geometry).to(self.device).eval()
-        return Judge(editor, storage.read_vae(self.path("vae")).to(self.device), self.book(), self.clip())
+    def vae(self, stage: str) -> VAE:
+        return storage.read_vae(self.path(stage)).to(self.device)
+
+    def editor(self, stage: str) -> Editor:
+        return Editor(*storage.read_editor(self.path(stage)), MODEL.geometry).to(self.device).eval()
+
+    def judge(self, stage: str, vae: str) -> Judge:
+        return Judge(self.editor(stage), self.vae(vae), self.book(), self.clip())
 
     def log(self, name: str, content: Any) -> None:
         (self.folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
@@ -78,18 +86,23 @@ def run_vae(work: Work, minutes: float) -> None:
 
 
 def run_dit(work: Work, minutes: float) -> None:
-    vae = storage.read_vae(work.path("vae")).to(work.device)
-    dit, text, curve = train_dit(work.world("dit"), vae, work.book(), minutes, SEED)
+    dit, text, curve = train_dit(work.world("dit"), work.vae("vae"), work.book(), minutes, SEED)
     storage.write_editor(work.path("dit"), dit, text, work.folder / "tokenizer.json")
     work.log("dit_curve", curve)
 
 
 def run_stream(work: Work, minutes: float, name: str = "stream", cycle: bool = True) -> None:
-    vae = storage.read_vae(work.path("vae")).to(work.device)
     parts = storage.read_editor(work.path("dit"))
-    dit, text, curve = train_stream(work.world("stream"), vae, work.book(), parts, minutes, cycle)
+    dit, text, curve = train_stream(work.world("stream"), work.vae("vae"), work.book(), parts, minutes, cycle)
     storage.write_editor(work.path(name), dit, text, work.folder / "tokenizer.json")
     work.log(f"{name}_curve", curve)
+
+
+def run_decoder(work: Work, minutes: float) -> None:
+    world, book = work.world("decoder"), work.book()
+    vae, curve = train_decoder(world, work.vae("vae"), work.editor("stream"), book, minutes)
+    storage.write_vae(work.path("decoder"), vae)
+    work.log("decoder_curve", curve)
 
 
 def run_compile(work: Work, minutes: float) -> None:
@@ -103,27 +116,33 @@ def run_compile(work: Work, minutes: float) -> None:
 def run_ablation(work: Work, minutes: float) -> None:
     """The stream stage once more, without cycle-reverse, and what that is worth."""
     run_stream(work, minutes, "no_cycle", cycle=False)
-    judge = work.judge("no_cycle")
-    work.log("no_cycle_quality", {"procedural": judge.table(real=False), "drift": judge.drift()})
+    log_streams(work, "no_cycle")
+
+
+def log_streams(work: Work, stage: str) -> None:
+    """What an editor is worth on generated scenes with the decoder of stage 1."""
+    judge = work.judge(stage, "vae")
+    work.log(f"{stage}_streams", {"procedural": judge.table(real=False), "drift": judge.drift()})
 
 
 def run_judge(work: Work, _minutes: float) -> None:
     """Put the parts together and measure what they are worth offline."""
     release(work)
-    judge = work.judge("stream")
+    log_streams(work, "stream")
+    judge = work.judge("stream", "decoder")
     vae = judge.vae_psnr()
     print({"vae": vae}, flush=True)
     tables = {"real": judge.table(real=True), "procedural": judge.table(real=False)}
     drift, zeroed = judge.drift(), judge.drift(forget=True)
     state = {"carried": drift[: len(zeroed)], "zeroed": zeroed}
     figures = {"vae": vae, **tables, "drift": drift, "state": state, "misread": judge.misread()}
-    work.log("stream_quality", figures)
+    work.log("quality", figures)
     judge.sheet(work.folder / "sheet.jpg")
 
 
 def release(work: Work) -> None:
     """Put the parts together in the released layout, in the folder `tiny`."""
-    for stage in ("vae", "stream"):
+    for stage in ("decoder", "stream"):
         shutil.copytree(work.path(stage), work.path("tiny"), dirs_exist_ok=True)
 
 
@@ -131,6 +150,7 @@ STAGES: dict[str, Callable[[Work, float], None]] = {
     "vae": run_vae,
     "dit": run_dit,
     "stream": run_stream,
+    "decoder": run_decoder,
     "judge": run_judge,
     "ablation": run_ablation,
     "compile": run_compile,
@@ -139,7 +159,7 @@ STAGES: dict[str, Callable[[Work, float], None]] = {
 
 def main(
     work: Annotated[Path, typer.Option(help="Folder for the data, the stages and the logs.")],
-    stage: Annotated[str, typer.Option(help=f"One of {', '.join(MINUTES)}; the first four, in turn, if empty.")] = "",
+    stage: Annotated[str, typer.Option(help=f"One of {', '.join(MINUTES)}; the first five, in turn, if empty.")] = "",
     minutes: Annotated[float, typer.Option(help="Length of the stage; 0 for its own.")] = 0,
 ) -> None:
     """Train the tiny checkpoint. A stage that has been done is read back by the next one, not done again."""

@@ -11,13 +11,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sana_export.text import prompt_tokenizer
+from sana_export.text import chi_prompt, prompt_tokenizer
 from sana_export.tiny_tokenizer import write_tiny_tokenizer
 from train_tiny.model import MODEL
 from train_tiny.phrasings import VARIANTS
 from train_tiny.prompts import keys, phrases
 
 LONG_SIDE = 768
+VOCABULARY = 1024
+CHI_SHARE = 20
+"""How often the text before every instruction counts: enough that it does not fall into pieces."""
+
 CLIP = Path("assets/big-buck-bunny.mp4")
 
 PACKAGES = {
@@ -61,6 +65,12 @@ def compressed(picture: Image.Image) -> np.ndarray:
     return np.frombuffer(buffer.getvalue(), np.uint8)
 
 
+def vocabulary_text() -> list[str]:
+    """What makes the tokenizer's words: with these, every object, colour and place is made of whole ones."""
+    trained = [text for key in keys() for text in phrases(key)]
+    return trained + CHI_SHARE * [chi_prompt()]
+
+
 def token_table(tokenizer: Path) -> dict[str, np.ndarray]:
     """Ids and masks of every phrasing, one row each; `key` and `held_out` say what a row is for."""
     encoder = prompt_tokenizer(tokenizer, MODEL.dit.text_tokens)
@@ -91,7 +101,7 @@ def held_out_clip(path: Path) -> np.ndarray:
 def collect(path: Path) -> None:
     """Write everything to one .npz file at `path`, and the tokenizer beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    tokenizer = write_tiny_tokenizer(path.parent, 1024)
+    tokenizer = write_tiny_tokenizer(path.parent, VOCABULARY, vocabulary_text())
     with tempfile.TemporaryDirectory() as folder:
         shots = {f"picture{i:02d}": compressed(picture) for i, picture in enumerate(pictures(Path(folder)))}
     np.savez_compressed(path, **shots, **token_table(tokenizer), clip=held_out_clip(CLIP))

@@ -18,7 +18,7 @@ from train_tiny.phrasings import KEEP, STYLES, UNDO
 from train_tiny.pictures import coloured_noise, gradients
 from train_tiny.prompts import CLASSES, COLOURS, PLACES, phrases
 from train_tiny.prompts import keys as edit_keys
-from train_tiny.rollout import STEPS, Editor, Memory, empty_memory
+from train_tiny.rollout import Editor, empty_memory, sample
 from train_tiny.scenes import looped
 from train_tiny.streams import PromptBook, World
 from train_tiny.vae_stage import reconstruct
@@ -72,19 +72,6 @@ def play(editor: Editor, vae: VAE, pair: Pair, prompt: Prompt, chunks: int, forg
         edited, memory = sample(editor, latent, prompt, memory, chunk.start, generator)
         video, decoded = vae.decoder(edited, decoded)
         yield Played(source.float(), target.float(), pixels_to_uint8(video).float())
-
-
-def sample(
-    editor: Editor, source: Tensor, prompt: Prompt, memory: Memory, start: int, generator: torch.Generator
-) -> tuple[Tensor, Memory]:
-    """The four Euler steps of one chunk, and the memory with what it leaves."""
-    latent = torch.randn(source.shape, device=source.device, generator=generator)
-    rope = editor.rope(torch.full((len(source),), start, device=source.device), source.shape[2])
-    past = memory.past()
-    for time, sigma, following in STEPS:
-        velocity, _ = editor.evaluate(latent, source, latent.new_full((len(latent),), time), prompt, rope, past)
-        latent = latent + (following - sigma) * velocity
-    return latent, memory.after(editor.write(latent, source, prompt, rope, past))
 
 
 def decibels(errors: Tensor) -> Tensor:

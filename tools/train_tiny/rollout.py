@@ -105,6 +105,19 @@ class Editor(nn.Module):
         return self.evaluate(latent, source, latent.new_zeros(len(latent)), prompt, rope, past)[1]
 
 
+def sample(
+    editor: Editor, source: Tensor, prompt: Prompt, memory: Memory, start: int, generator: torch.Generator | None = None
+) -> tuple[Tensor, Memory]:
+    """The four Euler steps of one chunk, and the memory with what it leaves."""
+    latent = torch.randn(source.shape, device=source.device, generator=generator)
+    rope = editor.rope(torch.full((len(source),), start, device=source.device), source.shape[2])
+    past = memory.past()
+    for time, sigma, following in STEPS:
+        velocity, _ = editor.evaluate(latent, source, latent.new_full((len(latent),), time), prompt, rope, past)
+        latent = latent + (following - sigma) * velocity
+    return latent, memory.after(editor.write(latent, source, prompt, rope, past))
+
+
 def adapt_model() -> None:
     """Make the model's functions fit for training: the recurrence in float32, and nothing copied from the CPU.
 
