@@ -12,7 +12,8 @@ SPECIAL_TOKENS = ["<pad>", "<eos>", "<bos>"]
 def write_tiny_tokenizer(directory: Path, vocab_size: int, sentences: Iterable[str] = ()) -> Path:
     """Train a byte-level BPE tokenizer on our prompts, the chi text and more; returns `directory/tokenizer.json`.
 
-    The same file comes out every time: words that `sentences` use often become one token. Raises ConfigError if the text does not yield `vocab_size` tokens.
+    The same file comes out every time: words that `sentences` use often become one token. Raises ConfigError if the
+    text does not yield `vocab_size` tokens.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
