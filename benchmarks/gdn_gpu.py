@@ -34,6 +34,8 @@ HEADS, WIDTH, TOKENS = 20, 112, 880
 PRECISIONS = ("bf16", "tf32", "fp32")
 FRAMES, BATCHES = (3, 5, 11), (1, 4)
 COPIES = 4
+COPY_RATE = 4.27e12
+"""Bytes per second that a copy reads and writes, measured on an H200."""
 LIMITS = {"fp32": 1e-5, "tf32": 3e-3}
 """Of the operator, against float64: float32 sums over 880 tokens in any order; TF32 cuts operands to 2^-10, and three
 products follow each other. In bf16 it must lose no more than the reference run in bfloat16."""
@@ -90,20 +92,20 @@ def wide(tensors: Named, kind: torch.dtype) -> tuple[Any, ...]:
     return *rest, naive.State(tensors["state_kv"].to(kind), tensors["state_z"].to(kind))
 
 
-def operator_errors(frames: int) -> dict[str, dict[str, float]]:
+def operator_errors(frames: int, precisions: Sequence[str]) -> dict[str, dict[str, float]]:
     """Of every precision against float64, and of the reference in bfloat16."""
     tensors = operands(2, frames)
     out, after = naive.gdn(*wide(tensors, torch.float64))
     plain, plain_after = naive.gdn(*wide(tensors, torch.bfloat16))
-    found = {name: gdn(*tensors.values(), name) for name in PRECISIONS} | {"plain bf16": (plain, *plain_after)}
+    found = {name: gdn(*tensors.values(), name) for name in precisions} | {"plain bf16": (plain, *plain_after)}
     return {name: _errors(results, (out, *after)) for name, results in found.items()}
 
 
-def layer_errors(frames: int) -> dict[str, dict[str, float]]:
+def layer_errors(frames: int, precisions: Sequence[str]) -> dict[str, dict[str, float]]:
     """Of every precision on bfloat16 projections, against float64 on the same."""
     tensors = projections(2, frames)
     out, after = naive_layer.gdn_layer_core(*wide(tensors, torch.float64), frames)
-    found = {name: gdn_layer_core(**tensors, frames=frames, precision=name) for name in PRECISIONS}
+    found = {name: gdn_layer_core(**tensors, frames=frames, precision=name) for name in precisions}
     return {name: _errors(results, (out, *after)) for name, results in found.items()}
 
 
@@ -111,11 +113,11 @@ def _errors(results: Sequence[Tensor], wanted: Sequence[Tensor]) -> dict[str, fl
     return {name: off(*pair) for name, pair in zip(("out", "kv", "z"), zip(results, wanted, strict=True), strict=True)}
 
 
-def check(frames: int) -> dict[str, dict[str, dict[str, float]]]:
+def check(frames: int, precisions: Sequence[str] = PRECISIONS) -> dict[str, dict[str, dict[str, float]]]:
     """Errors of both operators; ends the run where one is larger than allowed."""
-    errors = {"operator": operator_errors(frames), "layer core": layer_errors(frames)}
+    errors = {"operator": operator_errors(frames, precisions), "layer core": layer_errors(frames, precisions)}
     limits = {"operator": LIMITS | {"bf16": errors["operator"]["plain bf16"]}, "layer core": LAYER_LIMITS}
-    for operator, precision in itertools.product(errors, PRECISIONS):
+    for operator, precision in itertools.product(errors, precisions):
         limit = limits[operator][precision]
         for part, error in errors[operator][precision].items():
             allowed = limit[part] if isinstance(limit, dict) else limit
@@ -155,6 +157,11 @@ def operator_time(precision: str, batch: int, frames: int) -> float:
 def layer_time(precision: str, batch: int, frames: int) -> float:
     copies = [projections(batch, frames) for _ in range(COPIES)]
     return microseconds([partial(gdn_layer_core, **copy, frames=frames, precision=precision) for copy in copies])
+
+
+def layer_floor(batch: int, frames: int) -> float:
+    """Microseconds of reading q, k, v and the gate and writing the output once, at the rate of a large copy."""
+    return 5 * 2 * batch * frames * TOKENS * HEADS * WIDTH / COPY_RATE * 1e6
 
 
 def bound(p: Problem, precision: str, launch: Launch) -> list[Named]:

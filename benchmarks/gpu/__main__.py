@@ -1,17 +1,18 @@
 """What the `torch` backend reaches on this GPU: `make bench-gpu`.
 
-First how far every part is from FP32 (no speed is printed if that fails), then medians by CUDA events against the
-figures of the published code and our targets for an H200, on random weights at production size. Writes
-benchmarks/results/gpu.json and docs/bench-gpu.png; `--profile` prints the ten most expensive kernels of every part.
+Every part is compared with FP32 first and ends the run if it is too far off; then come medians by CUDA events, against
+the figures of the published code and our targets for an H200, on random weights at production size. The results are
+written with every figure, the chart after every part: a run that is cut short leaves what it has. `--profile` prints
+the ten most expensive kernels of every part instead.
 """
 
 import argparse
-import json
+import subprocess
 import sys
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,166 +20,130 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import dit as transformer
 import gdn_gpu
+import timing
 import vae as autoencoder
+from report import Report
 from rich.console import Console
-from rich.table import Table
 
-from sana_export.configs import SANA_STREAMING
+from sana_export.configs import SANA_STREAMING as MODEL
 
 ROOT = Path(__file__).parents[2]
 BATCHES = (1, 2, 4, 8)
-CHUNK_FRAMES = 24
 
 
-@dataclass(frozen=True)
-class Goal:
-    """A figure of the report: its unit, what the published code reaches on an H200, and what we want there."""
-
-    unit: str
-    published: float | None
-    target: float | None
-    more_is_better: bool = False
-
-    def met(self, value: float) -> bool | None:
-        if self.target is None:
-            return None
-        return value >= self.target if self.more_is_better else value <= self.target
-
-
-GOALS = {
-    "GDN operator, bf16": Goal("us", 317, 50),
-    "GDN operator, tf32": Goal("us", 516, 120),
-    "GDN operator, fp32": Goal("us", 880, 300),
-    "GDN layer, bf16": Goal("us", 885, 280),
-    "DiT chunk, bf16": Goal("ms", 276, 95),
-    "DiT chunk, fp8": Goal("ms", None, 65),
-    "DiT first chunk, bf16": Goal("ms", 365, 126),
-    "VAE encode": Goal("ms", 152, 105),
-    "VAE decode": Goal("ms", 108, 50),
-    "whole chunk, bf16": Goal("ms", 545, 250),
-    "whole chunk, fp8": Goal("ms", None, 210),
-    "peak memory, one stream": Goal("GB", None, 14),
-    "eight streams over one": Goal("x", None, 1.5, more_is_better=True),
-}
-"""Published figures and targets were measured or set for one H200, torch 2.11."""
-
-Figures = dict[str, float]
-
-
-def correctness() -> dict[str, Any]:
-    """Of every part; ends the run where one is further from FP32 than it may be."""
-    found: dict[str, Any] = {"gdn": gdn_gpu.check(3), "vae": autoencoder.check()}
-    if not found["vae"]["passes"]:
-        sys.exit(f"the VAE is too far from FP32, no speed is reported: {json.dumps(found['vae'])}")
-    dit = transformer.random_dit(SANA_STREAMING)
-    engines = {name: transformer.load(dit, SANA_STREAMING, name) for name in ("bf16", "fp8")}
-    found["dit"] = transformer.errors(dit, SANA_STREAMING, engines)
-    transformer.check(found["dit"])
-    return found
-
-
-def operators() -> Figures:
-    times = {f"GDN operator, {name}": gdn_gpu.layer_time(name, 1, 3) for name in gdn_gpu.PRECISIONS}
-    for frames in (5, 11):
-        times[f"GDN operator, bf16, {frames} frames"] = gdn_gpu.layer_time("bf16", 1, frames)
-    return times | {"GDN operator, bf16, batch 4": gdn_gpu.layer_time("bf16", 4, 3)}
-
-
-def transformers() -> tuple[Figures, dict[str, Any]]:
-    """Times of chunks and layers, and the bf16 engines."""
-    dit = transformer.random_dit(SANA_STREAMING)
-    figures: Figures = {}
-    for precision in ("fp8", "bf16"):
-        engines = transformer.load(dit, SANA_STREAMING, precision, max(BATCHES))
-        times = transformer.chunk_times(engines, SANA_STREAMING, BATCHES)
-        figures[f"DiT chunk, {precision}"] = times["steady chunk, batch 1"]
-        figures[f"DiT first chunk, {precision}"] = times["first chunk"]
-        for batch in BATCHES[1:]:
-            figures[f"DiT chunk, {precision}, batch {batch}"] = times[f"steady chunk, batch {batch}"]
-        figures[f"DiT pass, {precision}"] = transformer.pass_time(engines["steady"])
-    figures["GDN layer, bf16"] = transformer.block_times(engines["steady"])["GDN layer"]
-    return figures, engines
-
-
-def pipeline(precision: str, size: tuple[int, int]) -> Figures:
-    """One stream alone on the GPU, all stages in turn, and their peak memory."""
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    dit = transformer.random_dit(SANA_STREAMING).to(torch.bfloat16)
-    engines = transformer.load(dit, SANA_STREAMING, precision)
-    del dit
-    network = autoencoder.random_vae(SANA_STREAMING.vae)
-    coders = {part: autoencoder.engines(part, network, size) for part in autoencoder.PARTS}
+def dit(precision: str, report: Report) -> None:
+    """Chunks and passes of the transformer, and one of its layers."""
+    network = transformer.random_dit(MODEL)
+    engines = transformer.load(network, MODEL, precision, max(BATCHES))
+    found = transformer.errors(network, MODEL, {precision: engines})
+    transformer.check(found)
+    report.errors(f"DiT, {precision}", found)
     del network
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    feeds = transformer.steady_stream(engines, SANA_STREAMING).feeds()
+    stream = transformer.steady_stream(engines, MODEL)
+    floors = {kind: transformer.floor(MODEL, precision, kind) for kind in ("first", "steady")}
+    first = partial(engines["first"].run, transformer.Stream(engines, MODEL).feeds())
+    for batch in BATCHES:
+        name = f"DiT chunk, {precision}" + (f", batch {batch}" if batch > 1 else "")
+        chunk = partial(engines["steady"].run_batch, [stream.feeds()] * batch)
+        rounds = max(min(3, timing.ROUNDS), timing.ROUNDS // batch)
+        report.note(name, timing.milliseconds(chunk, rounds), batch * floors["steady"])
+    report.note(f"DiT first chunk, {precision}", timing.milliseconds(first), floors["first"])
+    passes = MODEL.stream.steps + 1
+    report.note(f"DiT pass, {precision}", transformer.pass_time(engines["steady"]), floors["steady"] / passes)
+    layer = transformer.block_times(engines["steady"])["GDN layer"]
+    report.note(f"GDN layer, {precision}", layer, transformer.layer_floor(MODEL, precision))
+
+
+def coder(part: str, name: str, report: Report) -> None:
+    """First and later chunks of one half of the VAE."""
+    found = autoencoder.check(part)
+    report.errors(name, found)
+    if not found["passes"]:
+        sys.exit(f"{part} is too far from FP32, no speed of it is reported: {found}")
+    measured = autoencoder.measure(part, batches=BATCHES)
+    floors = {kind: measured[kind]["tflop"] / autoencoder.BF16_PEAK * 1e15 for kind in ("first", "steady")}
+    report.note(name, measured["steady"]["ms"], floors["steady"])
+    report.note(f"{name}, first chunk", measured["first"]["ms"], floors["first"])
+    for batch in BATCHES[1:]:
+        report.note(f"{name}, batch {batch}", measured[f"steady, {batch} streams"]["ms"], batch * floors["steady"])
+
+
+def chunk(precision: str, report: Report) -> None:
+    """One stream alone on the GPU: all stages in turn, and how much memory they take at most."""
+    network = transformer.random_dit(MODEL).to(torch.bfloat16)
+    engines = transformer.load(network, MODEL, precision)
+    del network
+    forget()
+    feeds = transformer.steady_stream(engines, MODEL).feeds()
+    engines["steady"].run(feeds)
+    report.note(f"peak memory, DiT, {precision}", torch.cuda.max_memory_allocated() / 1e9)
+    vae = autoencoder.random_vae(MODEL.vae)
+    coders = {part: autoencoder.engines(part, vae, autoencoder.PRODUCTION) for part in autoencoder.PARTS}
+    del vae
+    forget()
     steps = [partial(engines["steady"].run, feeds)]
     steps += [partial(coders[part]["steady"].run, autoencoder.feeds_of(coders[part], "steady")) for part in coders]
-    time = transformer.milliseconds(lambda: [step() for step in steps])
-    return {f"whole chunk, {precision}": time, "peak memory, one stream": torch.cuda.max_memory_allocated() / 1e9}
+    report.note(f"whole chunk, {precision}", timing.milliseconds(lambda: [step() for step in steps]))
+    report.note(f"peak memory, one stream, {precision}", torch.cuda.max_memory_allocated() / 1e9)
 
 
-def measure() -> Figures:
-    figures = operators()
-    chunks, engines = transformers()
-    figures |= chunks
-    del engines
+def forget() -> None:
+    """Count memory from here on."""
     torch.cuda.empty_cache()
-    for part, name in (("vae_encoder", "VAE encode"), ("vae_decoder", "VAE decode")):
-        found = autoencoder.measure(part, batches=BATCHES)
-        figures[name] = found["steady"]["ms"]
-        figures[f"{name}, first chunk"] = found["first"]["ms"]
-        for batch in BATCHES[1:]:
-            figures[f"{name}, batch {batch}"] = found[f"steady, {batch} streams"]["ms"]
-    for precision in ("fp8", "bf16"):
-        figures |= pipeline(precision, autoencoder.PRODUCTION)
-    parts = ("DiT chunk, bf16", "VAE encode", "VAE decode")
-    one, eight = (sum(figures[f"{part}{suffix}"] for part in parts) for suffix in ("", ", batch 8"))
-    figures["eight streams over one"] = 8 * one / eight
-    return figures
+    torch.cuda.reset_peak_memory_stats()
 
 
-def show(figures: Figures, console: Console) -> None:
-    table = Table("", "measured", "published code", "target", "", title=torch.cuda.get_device_name())
-    for name, value in sorted(figures.items(), key=lambda item: list(GOALS).index(item[0]) if item[0] in GOALS else 99):
-        goal = GOALS.get(name, Goal("us" if "GDN" in name else "ms", None, None))
-        met = {True: "[green]met[/]", False: "[red]missed[/]", None: ""}[goal.met(value)]
-        columns = (f"{limit:g}" if limit else "" for limit in (goal.published, goal.target))
-        table.add_row(name, f"{value:.4g} {goal.unit}", *columns, met)
-    console.print(table)
+def operators(precision: str, report: Report) -> None:
+    """The fused GDN operator, in one chunk of every length and in a batch."""
+    report.errors(f"GDN, {precision}", gdn_gpu.check(3, (precision,)))
+    for batch, frames in ((1, 3), (1, 5), (1, 11), (4, 3)):
+        batched, longer = (f", batch {batch}" if batch > 1 else ""), (f", {frames} frames" if frames != 3 else "")
+        name = f"GDN operator, {precision}{longer}{batched}"
+        report.note(name, gdn_gpu.layer_time(precision, batch, frames), gdn_gpu.layer_floor(batch, frames))
 
 
-def draw(figures: Figures, path: Path) -> None:
-    """Bars of what has a target, as multiples of it."""
-    import matplotlib
+Part = Callable[[Report], None]
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+PARTS: dict[str, Part] = {
+    **{f"dit-{precision}": partial(dit, precision) for precision in ("bf16", "fp8")},
+    "vae-encoder": partial(coder, "vae_encoder", "VAE encode"),
+    "vae-decoder": partial(coder, "vae_decoder", "VAE decode"),
+    **{f"chunk-{precision}": partial(chunk, precision) for precision in ("bf16", "fp8")},
+    **{f"gdn-{precision}": partial(operators, precision) for precision in gdn_gpu.PRECISIONS},
+}
 
-    rows = [(name, goal, figures[name]) for name, goal in GOALS.items() if goal.target and not goal.more_is_better]
-    figure, axis = pyplot.subplots(figsize=(8, 0.36 * len(rows) + 1))
-    places = range(len(rows))[::-1]
-    published = [goal.published / goal.target if goal.published else 0 for _, goal, _ in rows]
-    axis.barh([place + 0.2 for place in places], published, 0.38, color="#c8c8c8", label="published code")
-    reached = [value / goal.target for _, goal, value in rows]
-    axis.barh([place - 0.2 for place in places], reached, 0.38, color="#76b900",
-              label="this engine")  # fmt: skip
-    for place, (_, goal, value) in zip(places, rows, strict=True):
-        axis.text(value / goal.target, place - 0.2, f" {value:.3g} {goal.unit}", va="center", fontsize=8)
-    axis.axvline(1, color="black", linewidth=0.8, linestyle=":")
-    axis.set(yticks=list(places), xlabel=f"multiples of the target, {torch.cuda.get_device_name()}")
-    axis.set_yticklabels([name for name, _, _ in rows])
-    axis.legend(loc="lower right")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+
+def compile_ahead(names: Sequence[str]) -> None:
+    """Run every part in a process of its own, all of them at once: what they compile stays on disk.
+
+    One after the other they wait for the compiler three times longer than for the GPU.
+    """
+    command = [sys.executable, str(Path(__file__).parent), "--compile"]
+    running = [
+        subprocess.Popen([*command, name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for name in names
+        if not name.startswith("chunk")
+    ]
+    for process in running:
+        process.wait()
+
+
+def run(names: Sequence[str], report: Report) -> None:
+    for name in names:
+        began = time.perf_counter()
+        PARTS[name](report)
+        forget()
+        report.part(name, time.perf_counter() - began)
 
 
 def profile(console: Console) -> None:
-    dit = transformer.random_dit(SANA_STREAMING)
-    engines = transformer.load(dit, SANA_STREAMING, "bf16")
-    console.print("[bold]DiT, one steady chunk[/]")
-    transformer.print_kernels(transformer.kernel_times(engines, SANA_STREAMING), 10)
+    network = transformer.random_dit(MODEL)
+    for precision in ("bf16", "fp8"):
+        engines = transformer.load(network, MODEL, precision)
+        console.print(f"[bold]DiT, {precision}, one steady chunk[/]")
+        rows = transformer.kernel_times(engines, MODEL)
+        transformer.print_kernels(rows, 10)
+        console.print({part: round(time, 2) for part, time in transformer.by_part(rows).items()})
     for part in autoencoder.PARTS:
         console.print(f"[bold]{part}, one steady chunk[/]")
         for name, milliseconds, count in autoencoder.profile(part):
@@ -188,6 +153,8 @@ def profile(console: Console) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", action="store_true", help="print the most expensive kernels, and no times")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--compile", choices=PARTS, metavar="PART", help="run a part for what it compiles alone")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "gpu.json")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "bench-gpu.png")
     arguments = parser.parse_args()
@@ -196,12 +163,17 @@ def main() -> None:
         sys.exit("benchmarks/gpu needs an NVIDIA GPU, and torch sees none")
     if arguments.profile:
         return profile(console)
-    errors = correctness()
-    console.print("every part is as near to FP32 as it has to be")
-    figures = measure()
-    show(figures, console)
-    arguments.output.write_text(json.dumps({**gdn_gpu.about(), "errors": errors, "figures": figures}, indent=1) + "\n")
-    draw(figures, arguments.picture)
+    if arguments.compile:
+        timing.ROUNDS = 1
+        PARTS[arguments.compile](Report.nowhere())
+        return None
+    report = Report(console, arguments.output, arguments.picture, gdn_gpu.about())
+    began = time.perf_counter()
+    compile_ahead(arguments.only)
+    console.print(f"compiled in {time.perf_counter() - began:.0f} s")
+    run(arguments.only, report)
+    report.show()
+    console.print(f"everything took {time.perf_counter() - began:.0f} s")
     return None
 
 

@@ -5,15 +5,17 @@ from statistics import median
 
 import torch
 
+ROUNDS = 12
 
-def milliseconds(function: Callable[[], object], rounds: int = 12) -> float:
-    """Median time on the GPU, after two rounds to warm up."""
+
+def milliseconds(function: Callable[[], object], rounds: int | None = None) -> float:
+    """Median time on the GPU of ROUNDS rounds, or fewer of long work, after two to warm up."""
     for _ in range(2):
         function()
-    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(rounds)]
-    for start, stop in events:
+    pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(rounds or ROUNDS)]
+    for start, stop in pairs:
         start.record()
         function()
         stop.record()
     torch.cuda.synchronize()
-    return median(start.elapsed_time(stop) for start, stop in events)
+    return median(start.elapsed_time(stop) for start, stop in pairs)

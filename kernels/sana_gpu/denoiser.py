@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sana_gpu.denoiser_buffers import Buffers
 from sana_gpu.denoiser_layout import Layout
-from sana_gpu.denoiser_prompt import PromptEngine
+from sana_gpu.denoiser_prompt import PromptEngine, keys_used
 from sana_gpu.dit import DiT
 from sana_gpu.dit_blocks import Scene, Weights
 from sana_gpu.graphs import Graphs
@@ -100,7 +100,7 @@ class ChunkEngine:
         frames = buffers.tensor("noise", count).shape[2]
         rope = self._rope.rows(buffers.tensor("frame_start", count), frames)
         bias = buffers.tensor("text_bias", count).flatten(1)
-        return Scene(rope, bias, frames, geometry.latent_height, geometry.latent_width)
+        return Scene(rope, bias, keys_used(bias), frames, geometry.latent_height, geometry.latent_width)
 
 
 def sizes(most: int) -> list[int]:

@@ -18,6 +18,13 @@ CAPTION_EPSILON = 1e-5
 PADDING_BIAS = -10000.0
 
 
+def keys_used(bias: Tensor) -> Tensor:
+    """Keys up to the last one that bias (B, L) does not exclude, int32 (B,); all of them if it excludes all."""
+    places = torch.arange(1, bias.shape[1] + 1, dtype=torch.int32, device=bias.device)
+    used = torch.where(bias > PADDING_BIAS / 2, places, 0).amax(1)
+    return torch.where(used > 0, used, bias.shape[1])
+
+
 class PromptEngine(OneByOne):
     """`text` f32 (1, L, D) and `text_mask` f32 (1, L) to blockNN.text_k, blockNN.text_v (1, h, L, d) and text_bias.
 

@@ -106,7 +106,7 @@ def _named(block: int, left: Mapping[str, Tensor]) -> State:
 
 def _with_tail(past: Past, block: Block) -> Past:
     """What the frame left of the chunk adds is the same in all passes."""
-    return past if past.tail is None else replace(past, tail=block.temporal.before(past.tail))
+    return past if past.tail is None else replace(past, tail=block.temporal.left(past.tail))
 
 
 def _moments(weights: Weights, depth: int, timesteps: Sequence[float]) -> Iterator[Moment]:

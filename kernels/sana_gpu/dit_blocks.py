@@ -1,7 +1,7 @@
 """The transformer's blocks on fused steps: between two products there is one pass over memory (spec 3.5 to 3.10)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -12,7 +12,7 @@ from sana_gpu.attention import Attend
 from sana_gpu.dit_weights import WIDE
 from sana_gpu.linear import Linear
 from sana_kernels.dit_launcher import Both
-from sana_kernels.dit_ops import cross_attention, depthwise_glu, gate_rows, residual_norm, write_window
+from sana_kernels.dit_ops import cross_attention, depthwise_glu, gate_rows, residual_norm, stack_frames, write_window
 from sana_kernels.ops import gdn_layer_core
 
 Weights = Mapping[str, Tensor]
@@ -38,10 +38,13 @@ class Past:
 
 @dataclass(frozen=True)
 class Scene:
-    """What all blocks of a chunk read: rope (B, N, d), the prompt's bias (B, L), frames of height x width tokens."""
+    """What all blocks of a chunk read: rope (B, N, d), the prompt's bias (B, L) and how many of its keys are in use,
+    int32 (B,); frames of height x width tokens.
+    """
 
     rope: Tensor
     bias: Tensor
+    used: Tensor
     frames: int
     height: int
     width: int
@@ -184,30 +187,30 @@ def add_product(to: Tensor, x: Tensor, weight: Tensor) -> None:
 
 
 class Temporal:
-    """Three taps over time (spec 3.10), as products of single frames: no frame is copied for them."""
+    """Three taps over time (spec 3.10)."""
 
     def __init__(self, weights: Weights, path: str) -> None:
         self._linear = Linear.load(weights, path)
 
-    def __call__(self, point: Tensor, tokens: int) -> Tensor:
-        """What frames of `tokens` tokens add, point (B, N, C) to (B, N, C), or to (B, N, 3 C) where FP8 products can
-        not be added up: to the frame right of each token's, to its own, and to the left.
+    def __call__(self, point: Tensor, before: Tensor | None, frames: int) -> tuple[Tensor, Tensor | None]:
+        """What the taps add to point (B, N, C), and what is left to add to its first frame (B, S, C).
+
+        `before` is what `left` made of the frame left of the chunk. Products of single frames need no copies and leave
+        out frames that do not exist. FP8 products cannot be added up: there frames are stacked as they are narrowed.
         """
-        if not self._linear.plain:
-            return self._linear(self._read(point))
-        left, own, right = self._linear.weight.chunk(3)
+        if self._linear.step is not None:
+            stacked = stack_frames(point, before, frames, self._linear.step)
+            return self._linear((point, stacked)), None
+        left, own, right = self._linear.weight.chunk(3, dim=1)
+        tokens = point.shape[1] // frames
         mixed = F.linear(point, own)
         add_product(mixed[:, tokens:], point[:, :-tokens], left)
         add_product(mixed[:, :-tokens], point[:, tokens:], right)
-        return mixed
+        return mixed, before
 
-    def before(self, tail: Tensor) -> Tensor:
-        """What the frame left of the chunk, (B, S, C), adds to the first one."""
-        hidden = tail.shape[-1]
-        return replace(self._linear, weight=self._linear.weight[:hidden])(self._read(tail))
-
-    def _read(self, x: Tensor) -> Both:
-        return (x, x) if self._linear.plain else gate_rows(x, None, False, self._linear.step)
+    def left(self, tail: Tensor) -> Tensor:
+        """What all passes of a chunk read of the frame left of it (B, S, C): what it adds, if that can be added."""
+        return F.linear(tail, self._linear.weight[:, : tail.shape[-1]]) if self._linear.plain else tail
 
 
 class Block:
@@ -234,15 +237,15 @@ class Block:
     ) -> tuple[Tensor, Both, dict[str, Tensor]]:
         """x (B, N, C) and h, the norm of x; returns both for the `following` norm, and the state that it leaves.
 
-        The past's tail is here what it adds, see Temporal.before.
+        The past's tail is here what Temporal.left made of it.
         """
         tokens = scene.height * scene.width
         attended, state = self.attention(h, past, scene, self.linears[0], x.shape[1])
         x, p = self._mix(x, attended, m, past, scene)
         state["tconv"] = p[:, -tokens:]
         x, *after = residual_norm(
-            x, p, self.temporal(p, tokens), past.tail, m.ffn_gate, following.shift, following.scale, scene.frames, True,
-            following.form.plain, following.form.step,
+            x, p, *self.temporal(p, past.tail, scene.frames), m.ffn_gate, following.shift, following.scale,
+            scene.frames, True, following.form.plain, following.form.step,
         )  # fmt: skip
         return x, (after[0], after[1]), state
 
@@ -258,7 +261,7 @@ class Block:
         out, query, cross_out, wide, point = self.linears
         x, _, narrow = residual_norm(x, out(attended), None, None, m.gate, None, None, 1, True, False, query.step)
         q = query((x, narrow))
-        crossed = cross_out(cross_attention(q, past.text_k, past.text_v, scene.bias, cross_out.step))
+        crossed = cross_out(cross_attention(q, past.text_k, past.text_v, scene.bias, scene.used, cross_out.step))
         x, *after = residual_norm(
             x, crossed, None, None, None, m.ffn_shift, m.ffn_scale, 1, True, wide.plain, wide.step
         )

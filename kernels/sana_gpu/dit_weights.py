@@ -89,11 +89,11 @@ def _block(
 
 def _joined(name: str, members: Sequence[str], state: State, dtype: torch.dtype) -> dict[str, Tensor]:
     """One product for all members, which read the same tensor."""
-    weight = torch.cat([_rows(member, state) for member in members])
+    weight = torch.cat([state[f"{member}.weight"] for member in members])
     biases = [state.get(f"{member}.bias") for member in members]
     product = {f"{name}.weight": weight}
     if any(bias is not None for bias in biases):
-        rows = [len(_rows(member, state)) for member in members]
+        rows = [len(state[f"{member}.weight"]) for member in members]
         zeros = weight.new_zeros
         product[f"{name}.bias"] = torch.cat(
             [zeros(count) if bias is None else bias for bias, count in zip(biases, rows, strict=True)]
@@ -102,14 +102,6 @@ def _joined(name: str, members: Sequence[str], state: State, dtype: torch.dtype)
         missing = -len(weight) % COLUMNS
         product = {key: torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) for key, x in product.items()}
     return {key: x.to(dtype) for key, x in product.items()}
-
-
-def _rows(path: str, state: State) -> Tensor:
-    weight = state[f"{path}.weight"]
-    if not path.endswith(".t_conv"):
-        return weight
-    # Three products of one frame instead of one product of three frames: no frame is copied for it.
-    return torch.cat(weight.chunk(3, dim=1))
 
 
 def _narrowed(product: dict[str, Tensor], members: Sequence[str], amax: Mapping[str, float]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from sana_kernels.problem import NARROWEST, Problem
 
 EPSILON = 1e-8
 NORM_EPSILON = 1e-5
-NORM_ROWS, NORM_WIDTH, NORM_WARPS = 4, 1024, 4
+PREPARE_WARPS = 4
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,9 @@ def workspace(p: Problem) -> dict[str, Buffer]:
         "history_z": Buffer((2, frames, p.key_pad), "float32"),
     }
     if p.fused:
-        buffers |= {name: Buffer((p.heads, p.all_tokens), "float32") for name in ("strength", "root")}
-        buffers |= {"inverse_q": Buffer((p.all_tokens,), "float32"), "decay": Buffer((frames,), "float32")}
+        buffers |= {name: Buffer((p.all_tokens, p.hidden), operand) for name in ("keys", "keys_rot", "weighted")}
+        buffers |= {"inverse_q": Buffer((p.all_tokens,), "float32"), "root": Buffer((p.heads, p.all_tokens), "float32")}
+        buffers["decay"] = Buffer((frames,), "float32")
     return buffers
 
 
@@ -70,13 +71,12 @@ def calls(p: Problem, launch: Launch) -> list[Call]:
         _call("scan", (p.streams, p.value_pad // rows + 1, 2), launch.scan, {"p": p, "ROWS": rows}),
         _call("readout", (p.all_frames, splits, 1), launch.readout, readout),
     ]
-    return [_row_norms(p), *listed] if p.fused else listed
+    return [_prepare(p), *listed] if p.fused else listed
 
 
 def _call(kernel: str, grid: tuple[int, int, int], phase: Phase, constants: Mapping[str, Any]) -> Call:
     return Call(kernel, grid, phase.warps, phase.stages, constants, phase.registers)
 
 
-def _row_norms(p: Problem) -> Call:
-    constants = {"epsilon": NORM_EPSILON, "p": p, "ROWS": NORM_ROWS, "WIDTH": NORM_WIDTH}
-    return Call("row_norms", (-(-p.all_tokens // NORM_ROWS), 2, 1), NORM_WARPS, 1, constants)
+def _prepare(p: Problem) -> Call:
+    return Call("prepare", (p.all_tokens, 2, 1), PREPARE_WARPS, 1, {"epsilon": NORM_EPSILON, "p": p})

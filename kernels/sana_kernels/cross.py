@@ -16,12 +16,13 @@ def load_keys(ptr, rows, columns, p: tl.constexpr):
 
 @triton.jit
 def cross_attention(
-    q, inverse, k, v, bias, plain, fp8, factor,
+    q, inverse, k, v, bias, used, plain, fp8, factor,
     p: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """softmax(q k^T inverse / sqrt(d) + bias) v. Grid: blocks of QUERIES tokens, heads, batch rows.
 
     q (B, N, C) lacks the factor 1 / rms of its row, `inverse` (B N,); its norm's weight is in the keys (B, h, L, d).
+    Of these, only the first used (B,) are read: behind them is the padding of the prompt.
     """
     head, stream = tl.program_id(1), tl.program_id(2)
     queries, columns = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES), tl.arange(0, p.pad)
@@ -36,7 +37,7 @@ def cross_attention(
     largest = tl.full((QUERIES,), -1e30, tl.float32)
     total = tl.full((QUERIES,), 0.0, tl.float32)
     result = tl.full((QUERIES, p.pad), 0.0, tl.float32)
-    for start in range(0, p.keys, KEYS):
+    for start in range(0, tl.load(used + stream), KEYS):
         rows = start + tl.arange(0, KEYS)
         key, value = load_keys(k + own, rows, columns, p), load_keys(v + own, rows, columns, p)
         added = tl.load(bias + stream * p.keys + rows, mask=rows < p.keys, other=-1e30).to(tl.float32) * to_base_2
@@ -44,6 +45,6 @@ def cross_attention(
         higher = tl.maximum(largest, tl.max(scores, axis=1))
         weights, kept = tl.exp2(scores - higher[:, None]), tl.exp2(largest - higher)
         total = total * kept + tl.sum(weights, axis=1)
-        result = result * kept[:, None] + tl.dot(weights.to(value.dtype), value, input_precision="ieee")
+        result = tl.dot(weights.to(value.dtype), value, result * kept[:, None], input_precision="ieee")
         largest = higher
     store_both(plain, fp8, result / total[:, None], factor, at, inside)

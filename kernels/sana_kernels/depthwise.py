@@ -57,13 +57,12 @@ def load_vector(ptr, channels, inside, FAST: tl.constexpr):
 
 
 @triton.jit
-def load_column(image, y, x, channels, inside, p: tl.constexpr, FAST: tl.constexpr):
-    """The four positions of column x that two output rows from y on read."""
-    above = load_active(image, y - 1, x, channels, inside, p, FAST)
-    first = load_active(image, y, x, channels, inside, p, FAST)
-    second = load_active(image, y + 1, x, channels, inside, p, FAST)
-    below = load_active(image, y + 2, x, channels, inside, p, FAST)
-    return above, first, second, below
+def load_column(image, y, x, channels, inside, p: tl.constexpr, ROWS: tl.constexpr, FAST: tl.constexpr):
+    """The positions of column x that ROWS output rows from y on read."""
+    column = (load_active(image, y - 1, x, channels, inside, p, FAST),)
+    for row in tl.static_range(ROWS + 1):
+        column += (load_active(image, y + row, x, channels, inside, p, FAST),)
+    return column
 
 
 @triton.jit
@@ -78,15 +77,28 @@ def load_taps(weight, column: tl.constexpr, channels, inside, p: tl.constexpr, F
 
 
 @triton.jit
-def add_column(sums, taps, column, FAST: tl.constexpr):
-    """What a column of four positions adds to the two output rows between them."""
-    upper = add_product(sums[0], taps[0], column[0], FAST)
-    upper = add_product(upper, taps[1], column[1], FAST)
-    upper = add_product(upper, taps[2], column[2], FAST)
-    lower = add_product(sums[1], taps[0], column[1], FAST)
-    lower = add_product(lower, taps[1], column[2], FAST)
-    lower = add_product(lower, taps[2], column[3], FAST)
-    return upper, lower
+def add_taps(total, taps, column, row: tl.constexpr, FAST: tl.constexpr):
+    """What a column adds to the output of one row."""
+    total = add_product(total, taps[0], column[row], FAST)
+    total = add_product(total, taps[1], column[row + 1], FAST)
+    return add_product(total, taps[2], column[row + 2], FAST)
+
+
+@triton.jit
+def add_column(sums, taps, column, ROWS: tl.constexpr, FAST: tl.constexpr):
+    """What a column adds to the output rows between its positions."""
+    result = (add_taps(sums[0], taps, column, 0, FAST),)
+    for row in tl.static_range(1, ROWS):
+        result += (add_taps(sums[row], taps, column, row, FAST),)
+    return result
+
+
+@triton.jit
+def repeat(x, ROWS: tl.constexpr):
+    result = (x,)
+    for _ in tl.static_range(1, ROWS):
+        result += (x,)
+    return result
 
 
 @triton.jit
@@ -113,16 +125,19 @@ def store_row(out, fp8, factor, value, gate, y, x, first, channels, inside, p: t
 @triton.jit
 def depthwise_glu(
     wide, weight, bias, plain, fp8, factor,
-    p: tl.constexpr, CHANNELS: tl.constexpr, STAGES: tl.constexpr, FAST: tl.constexpr,
+    p: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, STAGES: tl.constexpr,
+    FAST: tl.constexpr,
 ):  # fmt: skip
-    """a * silu(b), where (a, b) = depthwise 3x3 of silu(wide) on channels-last images. Grid: pairs of rows, channels.
+    """a * silu(b), where (a, b) = depthwise 3x3 of silu(wide) on channels-last images. Grid: tiles, channels.
 
-    A program walks along two rows and adds each column to the outputs left of it, at it and right of it, so that what
-    it read once, activated, is in registers for all of them. FAST takes bfloat16.
+    A program walks along a tile of ROWS rows and COLUMNS columns, and adds each column to the outputs left of it, at it
+    and right of it, so that what it read once, activated, is in registers for all of them. FAST takes bfloat16.
     """
-    pairs: tl.constexpr = (p.height + 1) // 2
-    image = (tl.program_id(0) // pairs).to(tl.int64)
-    y = tl.program_id(0) % pairs * 2
+    down: tl.constexpr = (p.height + ROWS - 1) // ROWS
+    across: tl.constexpr = (p.width + COLUMNS - 1) // COLUMNS
+    image = (tl.program_id(0) // (down * across)).to(tl.int64)
+    y = tl.program_id(0) % down * ROWS
+    left = tl.program_id(0) // down % across * COLUMNS
     first = image * p.height * p.width
     channels = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     inside = channels < p.channels
@@ -134,18 +149,21 @@ def depthwise_glu(
     gate_left = load_taps(weight + p.channels, 0, channels, inside, p, FAST)
     gate_middle = load_taps(weight + p.channels, 1, channels, inside, p, FAST)
     gate_right = load_taps(weight + p.channels, 2, channels, inside, p, FAST)
-    value_bias = load_vector(bias, channels, inside, FAST)
-    gate_bias = load_vector(bias + p.channels, channels, inside, FAST)
-    value_before, value_now = (value_bias, value_bias), (value_bias, value_bias)
-    gate_before, gate_now = (gate_bias, gate_bias), (gate_bias, gate_bias)
-    for x in tl.range(0, p.width + 1, num_stages=STAGES):
-        value = load_column(value_image, y, x, channels, inside, p, FAST)
-        gate = load_column(gate_image, y, x, channels, inside, p, FAST)
-        value_before = add_column(value_before, value_right, value, FAST)
-        gate_before = add_column(gate_before, gate_right, gate, FAST)
-        store_row(plain, fp8, factor, value_before[0], gate_before[0], y, x - 1, first, channels, inside, p, FAST)
-        store_row(plain, fp8, factor, value_before[1], gate_before[1], y + 1, x - 1, first, channels, inside, p, FAST)
-        value_before = add_column(value_now, value_middle, value, FAST)
-        gate_before = add_column(gate_now, gate_middle, gate, FAST)
-        value_now = add_column((value_bias, value_bias), value_left, value, FAST)
-        gate_now = add_column((gate_bias, gate_bias), gate_left, gate, FAST)
+    value_bias = repeat(load_vector(bias, channels, inside, FAST), ROWS)
+    gate_bias = repeat(load_vector(bias + p.channels, channels, inside, FAST), ROWS)
+    value_before, value_now, gate_before, gate_now = value_bias, value_bias, gate_bias, gate_bias
+    end = tl.minimum(left + COLUMNS, p.width)
+    for x in tl.range(tl.maximum(left - 1, 0), end + 1, num_stages=STAGES):
+        value = load_column(value_image, y, x, channels, inside, p, ROWS, FAST)
+        gate = load_column(gate_image, y, x, channels, inside, p, ROWS, FAST)
+        value_before = add_column(value_before, value_right, value, ROWS, FAST)
+        gate_before = add_column(gate_before, gate_right, gate, ROWS, FAST)
+        for row in tl.static_range(ROWS):
+            there = inside & (y + row < p.height) & (x > left)
+            at = (first + (y + row) * p.width + x - 1) * p.channels + channels
+            gated = value_before[row].to(tl.float32) * silu(gate_before[row].to(tl.float32), FAST)
+            store_both(plain, fp8, gated, factor, at, there)
+        value_before = add_column(value_now, value_middle, value, ROWS, FAST)
+        gate_before = add_column(gate_now, gate_middle, gate, ROWS, FAST)
+        value_now = add_column(value_bias, value_left, value, ROWS, FAST)
+        gate_now = add_column(gate_bias, gate_left, gate, ROWS, FAST)

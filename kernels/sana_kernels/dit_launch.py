@@ -10,6 +10,8 @@ class DiTLaunch:
     norm_rows: int
     norm_warps: int
     row_warps: int
+    depthwise_rows: int
+    depthwise_columns: int
     depthwise_channels: int
     depthwise_warps: int
     depthwise_stages: int
@@ -21,4 +23,4 @@ class DiTLaunch:
     source: str
 
 
-LAUNCH = DiTLaunch(1, 4, 4, 256, 1, 3, 64, 64, 4, 1, 0, "measured on an H200 with benchmarks/gpu/dit.py, 2640 tokens")
+LAUNCH = DiTLaunch(1, 4, 4, 2, 40, 256, 1, 3, 64, 64, 4, 1, 0, "measured on an H200, 2640 tokens")

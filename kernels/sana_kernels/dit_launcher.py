@@ -4,7 +4,6 @@ What a step writes for a product comes in the type of x (`plain`), in E4M3 with 
 was not asked for is empty.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -51,24 +50,25 @@ def _rows(op: str, x: Tensor, frames: int = 1, head: int = 0) -> RowShape:
 
 
 def run_residual_norm(
-    x: Tensor, y: Tensor | None, taps: Tensor | None, tail: Tensor | None, gate: Tensor | None,
+    x: Tensor, y: Tensor | None, more: Tensor | None, tail: Tensor | None, gate: Tensor | None,
     shift: Tensor | None, scale: Tensor | None, frames: int, keep: bool, plain: bool, step: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """r = x + gate * y, and modulated_norm(r, shift, scale), r itself without a shift; taps make y the temporal mix.
+    """r = x + gate * y, and modulated_norm(r, shift, scale), r itself without a shift.
 
-    x, y (B, N, C), taps (B, N, 3 C) or added up (B, N, C), tail (B, S, C) and gate, shift, scale (C,), all contiguous.
-    Returns r if it is to be kept, and the rest as plain and fp8.
+    More is added to y, and to the first of `frames` frames the tail. x, y, more (B, N, C), tail (B, S, C) and gate,
+    shift, scale (C,), all contiguous. Returns r if it is to be kept, and the rest as plain and fp8.
     """
     op = "residual_norm"
     given: dict[str, Any] = {name: t for name, t in locals().items() if isinstance(t, Tensor)}
-    layouts = {"x": "bnc", "y": "bnc", "gate": "c", "shift": "c", "scale": "c"}
+    layouts = {"x": "bnc", "y": "bnc", "more": "bnc", "tail": "bsc", "gate": "c", "shift": "c", "scale": "c"}
     check_shapes(op, given, {name: letters for name, letters in layouts.items() if name in given})
     check_contiguous(op, given, given)
-    p = replace(_rows(op, x, frames), taps=0 if taps is None else _tap_count(op, taps, x))
+    p = _rows(op, x, frames)
+    _check_tail(op, tail, p)
     kept, outputs = x.new_empty(x.shape if keep else 0), new_outputs(x, x.shape, plain, step)
     from sana_kernels.rows import residual_norm
 
-    absent: dict[str, Any] = dict.fromkeys(("y", "taps", "tail", "gate", "shift", "scale"))
+    absent: dict[str, Any] = dict.fromkeys(("y", "more", "tail", "gate", "shift", "scale"))
     _launch(
         residual_norm, (-(-p.rows // LAUNCH.norm_rows),), x, LAUNCH.norm_warps,
         **absent | given, **_targets(outputs, step), x_out=kept if keep else None,
@@ -77,11 +77,27 @@ def run_residual_norm(
     return kept, *outputs
 
 
-def _tap_count(op: str, taps: Tensor, x: Tensor) -> int:
-    count, left = divmod(taps.shape[-1], x.shape[-1])
-    if taps.shape[:2] != x.shape[:2] or left or count not in (1, 3):
-        raise KernelError(f"{op}: taps has shape {tuple(taps.shape)}, expected one or three times the channels of x")
-    return count
+def _check_tail(op: str, tail: Tensor | None, p: RowShape) -> None:
+    if tail is not None and tail.shape[1] != p.tokens:
+        raise KernelError(f"{op}: tail has {tail.shape[1]} tokens, a frame of x has {p.tokens}")
+
+
+def new_stack(x: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:2], 3 * x.shape[2], dtype=torch.float8_e4m3fn)
+
+
+def run_stack_frames(x: Tensor, tail: Tensor | None, frames: int, step: float) -> Tensor:
+    """naive_dit.stacked of x (B, N, C) and tail (B, S, C), all contiguous, in E4M3: (B, N, 3 C)."""
+    op = "stack_frames"
+    given: dict[str, Any] = {"x": x} | ({} if tail is None else {"tail": tail})
+    check_shapes(op, given, {name: {"x": "bnc", "tail": "bsc"}[name] for name in given})
+    check_contiguous(op, given, given)
+    p, out = _rows(op, x, frames), new_stack(x)
+    _check_tail(op, tail, p)
+    from sana_kernels.rows import stack_frames
+
+    _launch(stack_frames, (p.rows,), x, LAUNCH.row_warps, x=x, tail=tail, out=out, factor=1.0 / step, p=p)
+    return out
 
 
 def run_depthwise_glu(wide: Tensor, weight: Tensor, bias: Tensor, height: int, width: int, step: float | None) -> Both:
@@ -98,11 +114,13 @@ def run_depthwise_glu(wide: Tensor, weight: Tensor, bias: Tensor, height: int, w
     outputs = new_outputs(wide, (*wide.shape[:2], channels), step is None, step)
     from sana_kernels.depthwise import depthwise_glu
 
-    grid = rows // (height * width) * ((height + 1) // 2), -(-channels // LAUNCH.depthwise_channels)
+    down, across = -(-height // LAUNCH.depthwise_rows), -(-width // LAUNCH.depthwise_columns)
+    grid = rows // (height * width) * down * across, -(-channels // LAUNCH.depthwise_channels)
     _launch(
         depthwise_glu, grid, wide, LAUNCH.depthwise_warps, **tensors, **_targets(outputs, step),
-        p=ImageShape(height, width, channels), CHANNELS=LAUNCH.depthwise_channels,
-        STAGES=LAUNCH.depthwise_stages, FAST=wide.dtype == torch.bfloat16 and not interpreted(),
+        p=ImageShape(height, width, channels), ROWS=LAUNCH.depthwise_rows, COLUMNS=LAUNCH.depthwise_columns,
+        CHANNELS=LAUNCH.depthwise_channels, STAGES=LAUNCH.depthwise_stages,
+        FAST=wide.dtype == torch.bfloat16 and not interpreted(),
     )  # fmt: skip
     return outputs
 
@@ -133,28 +151,22 @@ def run_write_window(
     return q_out
 
 
-def run_cross_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, step: float | None) -> Both:
-    """naive_dit.cross_attention, plain or, with a step, in E4M3. q (B, N, C), k, v (B, h, L, d), bias (B, L)."""
+def run_cross_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, used: Tensor, step: float | None) -> Both:
+    """naive_dit.cross_attention, plain or, with a step, in E4M3. q (B, N, C), k, v (B, h, L, d), bias (B, L).
+
+    Keys from used (B,), int32, on are not read: bias must exclude them.
+    """
     op = "cross_attention"
-    tensors: dict[str, Any] = {"q": q, "k": k, "v": v, "bias": bias}
-    size = check_shapes(op, tensors, {"k": "bhsk", "v": "bhsk", "bias": "bs", "q": "bnc"})
+    tensors: dict[str, Any] = {"q": q, "k": k, "v": v, "bias": bias, "used": used}
+    size = check_shapes(op, tensors, {"k": "bhsk", "v": "bhsk", "bias": "bs", "used": "b", "q": "bnc"})
     check_contiguous(op, tensors, tensors)
     p = CrossShape(size["h"], size["k"], size["n"], size["s"])
     outputs, inverse = new_outputs(q, q.shape, step is None, step), q.new_empty(q.shape[:2], dtype=torch.float32)
     from sana_kernels.cross import cross_attention
     from sana_kernels.rows import inverse_row_rms
 
-    rows = _rows(op, q)
-    _launch(
-        inverse_row_rms,
-        (rows.rows,),
-        q,
-        LAUNCH.row_warps,
-        x=q,
-        inverse=inverse,
-        epsilon=naive_dit.CROSS_EPSILON,
-        p=rows,
-    )
+    rows, epsilon = _rows(op, q), naive_dit.CROSS_EPSILON
+    _launch(inverse_row_rms, (rows.rows,), q, LAUNCH.row_warps, x=q, inverse=inverse, p=rows, epsilon=epsilon)
     _launch(
         cross_attention, (-(-p.tokens // LAUNCH.cross_queries), p.heads, size["b"]), q, LAUNCH.cross_warps,
         LAUNCH.cross_stages, **tensors, inverse=inverse, **_targets(outputs, step),

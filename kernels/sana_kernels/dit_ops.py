@@ -19,6 +19,7 @@ depthwise_glu = _operator(dit_launcher.run_depthwise_glu, "depthwise_glu")
 write_window = _operator(dit_launcher.run_write_window, "write_window", ("keys", "values"))
 cross_attention = _operator(dit_launcher.run_cross_attention, "cross_attention")
 gate_rows = _operator(dit_launcher.run_gate_rows, "gate_rows")
+stack_frames = _operator(dit_launcher.run_stack_frames, "stack_frames")
 
 
 def _computed(result: Tensor, like: Tensor, plain: bool, step: float | None) -> Both:
@@ -29,10 +30,10 @@ def _computed(result: Tensor, like: Tensor, plain: bool, step: float | None) -> 
 
 @residual_norm.register_kernel("cpu")
 def _(
-    x: Tensor, y: Tensor | None, taps: Tensor | None, tail: Tensor | None, gate: Tensor | None,
+    x: Tensor, y: Tensor | None, more: Tensor | None, tail: Tensor | None, gate: Tensor | None,
     shift: Tensor | None, scale: Tensor | None, frames: int, keep: bool, plain: bool, step: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    mixed = y if y is None or taps is None else naive_dit.mix(y, taps, tail, frames)
+    mixed = None if y is None else naive_dit.mix(y, more, tail, frames)
     result = x.float() if mixed is None else naive_dit.residual(x, mixed, gate)
     kept = result.to(x.dtype, copy=True) if keep else x.new_empty(0)
     if shift is not None and scale is not None:
@@ -56,7 +57,7 @@ def _(
 
 
 @cross_attention.register_kernel("cpu")
-def _(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, step: float | None) -> Both:
+def _(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, used: Tensor, step: float | None) -> Both:
     return _computed(naive_dit.cross_attention(q, k, v, bias), q, step is None, step)
 
 
@@ -66,9 +67,14 @@ def _(x: Tensor, gate: Tensor | None, plain: bool, step: float | None, lse: Tens
     return _computed(whole if gate is None else naive_dit.gated(whole, gate), x, plain, step)
 
 
+@stack_frames.register_kernel("cpu")
+def _(x: Tensor, tail: Tensor | None, frames: int, step: float) -> Tensor:
+    return naive_dit.to_fp8(naive_dit.stacked(x, tail, frames), step)
+
+
 @residual_norm.register_fake
 def _(
-    x: Tensor, y: Tensor | None, taps: Tensor | None, tail: Tensor | None, gate: Tensor | None,
+    x: Tensor, y: Tensor | None, more: Tensor | None, tail: Tensor | None, gate: Tensor | None,
     shift: Tensor | None, scale: Tensor | None, frames: int, keep: bool, plain: bool, step: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return x.new_empty(x.shape if keep else 0), *new_outputs(x, x.shape, plain, step)
@@ -85,7 +91,7 @@ def _(q: Tensor, *_rest: object) -> Tensor:
 
 
 @cross_attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, step: float | None) -> Both:
+def _(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, used: Tensor, step: float | None) -> Both:
     return new_outputs(q, q.shape, step is None, step)
 
 
@@ -93,3 +99,8 @@ def _(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, step: float | None) -> Both
 def _(x: Tensor, gate: Tensor | None, plain: bool, step: float | None, lse: Tensor | None = None) -> Both:
     whole = x if lse is None else x[:1]
     return new_outputs(whole, whole.shape, plain, step)
+
+
+@stack_frames.register_fake
+def _(x: Tensor, tail: Tensor | None, frames: int, step: float) -> Tensor:
+    return dit_launcher.new_stack(x)

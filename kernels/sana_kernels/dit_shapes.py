@@ -7,14 +7,13 @@ from sana_kernels.problem import padded
 
 @dataclass(frozen=True)
 class RowShape:
-    """Tokens (B, T, S) of `width` channels in heads of `head`; `rows` counts them, `taps` those of a temporal mix."""
+    """Tokens (B, T, S) of `width` channels in heads of `head`; `rows` counts them."""
 
     rows: int
     width: int
     frames: int
     tokens: int
     head: int
-    taps: int = 0
 
     @property
     def pad(self) -> int:

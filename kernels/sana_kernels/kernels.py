@@ -1,6 +1,6 @@
 """The kernels by name."""
 
 from sana_kernels.recurrence import readout, scan
-from sana_kernels.summaries import row_norms, summaries
+from sana_kernels.summaries import prepare, summaries
 
-KERNELS = {"row_norms": row_norms, "summaries": summaries, "scan": scan, "readout": readout}
+KERNELS = {"prepare": prepare, "summaries": summaries, "scan": scan, "readout": readout}

@@ -17,19 +17,23 @@ def to_fp8(x: Tensor, step: float) -> Tensor:
     return (x.float() / step).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
 
 
-def mix(point: Tensor, taps: Tensor, tail: Tensor | None, frames: int) -> Tensor:
-    """The temporal layer: point (B, N, C), and what taps add, as (B, N, C), or (B, N, 3 C) before they are added up:
-    what every frame adds to the one right of it, to itself, and to the one left of it.
+def stacked(x: Tensor, tail: Tensor | None, frames: int) -> Tensor:
+    """Tokens of the frame left of x's (B, N, C), its own, and of the one right of it, side by side: (B, N, 3 C).
 
-    `tail` (B, S, C) is what the frame left of the chunk adds to the first one. Returns (B, N, C) in float32.
+    `tail` (B, S, C) is the frame left of the chunk, zero if there is none.
     """
-    parts = taps.float().unflatten(1, (frames, -1)).split(point.shape[-1], dim=-1)
-    mixed = point.float().unflatten(1, (frames, -1)) + parts[len(parts) // 2]
-    if len(parts) > 1:
-        mixed[:, 1:] += parts[0][:, :-1]
-        mixed[:, :-1] += parts[2][:, 1:]
+    own = x.unflatten(1, (frames, -1))
+    nothing = torch.zeros_like(own[:, :1])
+    before = nothing if tail is None else tail[:, None]
+    left, right = torch.cat([before, own[:, :-1]], dim=1), torch.cat([own[:, 1:], nothing], dim=1)
+    return torch.cat([left, own, right], dim=-1).flatten(1, 2)
+
+
+def mix(y: Tensor, more: Tensor | None, tail: Tensor | None, frames: int) -> Tensor:
+    """The temporal layer from its shares: y and more (B, N, C), tail (B, S, C) for the first frame; in float32."""
+    mixed = (y.float() if more is None else y.float() + more.float()).unflatten(1, (frames, -1))
     if tail is not None:
-        mixed[:, 0] += tail.float()
+        mixed = torch.cat([mixed[:, :1] + tail.float()[:, None], mixed[:, 1:]], dim=1)
     return mixed.flatten(1, 2)
 
 

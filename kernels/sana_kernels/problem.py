@@ -71,6 +71,26 @@ class Problem:
         return self.heads * self.key_dim
 
     @property
+    def lanes(self) -> int:
+        """Neighbouring channels of a row that a thread takes; they divide a head."""
+        return min(self.key_dim & -self.key_dim, 8)
+
+    @property
+    def groups(self) -> int:
+        """Of lanes in a row."""
+        return self.hidden // self.lanes
+
+    @property
+    def piece(self) -> int:
+        """The largest power of two of groups in a row."""
+        return 1 << (self.groups.bit_length() - 1)
+
+    @property
+    def rest(self) -> int:
+        """The groups of a row behind the piece, padded."""
+        return 1 << max(self.groups - self.piece - 1, 0).bit_length()
+
+    @property
     def key_scale(self) -> float:
         """What normed keys are multiplied by."""
         return (self.key_dim * self.tokens) ** -0.5

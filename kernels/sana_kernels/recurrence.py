@@ -17,6 +17,7 @@ from sana_kernels.tiles import (
     operand,
     product,
     saturated,
+    silu,
 )
 
 
@@ -102,26 +103,36 @@ def readout(
     frame = tl.program_id(0)
     first, column, _ = locate(frame, p)
     keys, values = tl.arange(0, p.key_pad), tl.arange(0, p.value_pad)
-    q_first = q + first * p.rows.q + column
-    weight = load_weight(q_weight, column, keys, 1.0, p)
-    turned = values[None, :] * p.key_pad + keys[:, None]
     size: tl.constexpr = p.value_pad * p.key_pad
-    past = tl.load(history_kv + frame * size + turned).to(tl.float32)
-    matrix = operand(past + tl.load(history_kv + (p.all_frames + frame) * size + turned), p)
+    out_stride: tl.constexpr = p.hidden if p.fused else p.value_dim
+    square = values[:, None] * p.key_pad + keys[None, :]
+    past = tl.load(history_kv + frame * size + square)
+    later = tl.load(history_kv + (p.all_frames + frame) * size + square)
+    if p.precision != "bf16":
+        past += later
     z = tl.load(history_z + frame * p.key_pad + keys)
     z += tl.load(history_z + (p.all_frames + frame) * p.key_pad + keys)
-    out_stride: tl.constexpr = p.hidden if p.fused else p.value_dim
+    weight = load_weight(q_weight, column, keys, 1.0, p)
     for start in range(0, p.tokens, SPLITS * TOKENS):
         rows = start + tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
-        plain = load_plain(q_first, weight, rows, keys, p.rows.q, p)
+        plain = load_plain(q + first * p.rows.q + column, weight, rows, keys, p.rows.q, p)
         rotated = load_rotated(plain, q_rot, rope, first, frame, rows, keys, p)
         # The factor that fused queries lack stands above and below the line, but not in epsilon.
         small = epsilon / load_inverse(inverse_q, first, rows, p)
         scale = 1.0 / (tl.sum(plain * z[None, :], axis=1) + small)
-        result = product(operand(rotated, p), matrix, p) * scale[:, None]
         if p.fused:
-            x = load_tile(gate + first * p.rows.gate + column, rows, values, p.rows.gate, p.tokens, p.value_dim)
-            result *= x / (1.0 + tl.exp(-x))
+            # Ahead of the product, behind whose barriers it would be waited for alone.
+            opening = load_tile(gate + first * p.rows.gate + column, rows, values, p.rows.gate, p.tokens, p.value_dim)
+            opening = silu(opening) * scale[:, None]
+        else:
+            opening = scale[:, None]
+        # Values by tokens: what is computed goes through shared memory on this side, on the other through registers.
+        queries = tl.trans(operand(rotated, p))
+        result = product(past, queries, p)
+        if p.precision == "bf16":
+            # A second product: a sum in front of the first would keep its operand from going straight where it is read.
+            result += product(later, queries, p)
+        result = tl.trans(result) * opening
         at = rows[:, None] * out_stride + values[None, :]
         inside = (rows < p.tokens)[:, None] & (values < p.value_dim)[None, :]
         if factor is not None:

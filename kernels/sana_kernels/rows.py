@@ -7,7 +7,7 @@
 import triton
 import triton.language as tl
 
-from sana_kernels.tiles import saturated
+from sana_kernels.tiles import saturated, silu
 
 
 @triton.jit
@@ -20,32 +20,21 @@ def store_both(plain, fp8, x, factor, at, mask):
 
 
 @triton.jit
-def load_taps(taps, row, frame, columns, inside, p: tl.constexpr):
-    """What a frame's own tap adds to a token, and if the three are apart, (rows, 3 C), those of its neighbours too."""
-    at = taps + row * (p.taps * p.width) + columns
-    if p.taps == 3:
-        step: tl.constexpr = p.tokens * 3 * p.width
-        added = tl.load(at + p.width, mask=inside, other=0.0).to(tl.float32)
-        added += tl.load(at - step, mask=inside & (frame > 0), other=0.0).to(tl.float32)
-        right = at + step + 2 * p.width
-        added += tl.load(right, mask=inside & (frame < p.frames - 1), other=0.0).to(tl.float32)
-    else:
-        added = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-    return added
+def load_mixed(y, more, tail, row, columns, inside, p: tl.constexpr):
+    """A row of y, and of the temporal layer what is added to it, to rows of the first frame also the tail."""
+    mixed = tl.load(y + row * p.width + columns, mask=inside, other=0.0).to(tl.float32)
+    if more is not None:
+        mixed += tl.load(more + row * p.width + columns, mask=inside, other=0.0).to(tl.float32)
+    if tail is not None:
+        at = tail + left_of(row, p) * p.width + columns
+        mixed += tl.load(at, mask=inside & (row // p.tokens % p.frames == 0), other=0.0).to(tl.float32)
+    return mixed
 
 
 @triton.jit
-def load_mixed(y, taps, tail, row, columns, inside, p: tl.constexpr):
-    """A row of y, and of the temporal layer what its taps and the frame left of the chunk add."""
-    mixed = tl.load(y + row * p.width + columns, mask=inside, other=0.0).to(tl.float32)
-    frame = row // p.tokens % p.frames
-    if taps is not None:
-        mixed += load_taps(taps, row, frame, columns, inside, p)
-    if tail is not None:
-        before = row // (p.tokens * p.frames) * p.tokens + row % p.tokens
-        at = tail + before * p.width + columns
-        mixed += tl.load(at, mask=inside & (frame == 0), other=0.0).to(tl.float32)
-    return mixed
+def left_of(row, p: tl.constexpr):
+    """The row of the frame left of the chunk that is at the same place in the image."""
+    return row // (p.tokens * p.frames) * p.tokens + row % p.tokens
 
 
 @triton.jit
@@ -58,11 +47,11 @@ def load_vector(ptr, columns, inside):
 
 
 @triton.jit
-def load_residual(x, y, taps, tail, gates, row, columns, inside, p: tl.constexpr):
+def load_residual(x, y, more, tail, gates, row, columns, inside, p: tl.constexpr):
     """x + gate * y of a piece of a row."""
     result = tl.load(x + row * p.width + columns, mask=inside, other=0.0).to(tl.float32)
     if y is not None:
-        result += load_mixed(y, taps, tail, row, columns, inside, p) * gates
+        result += load_mixed(y, more, tail, row, columns, inside, p) * gates
     return result
 
 
@@ -73,7 +62,7 @@ def modulate(x, mean, inverse, shift, scale):
 
 @triton.jit
 def residual_norm(
-    x, y, taps, tail, gate, shift, scale, x_out, plain, fp8, factor,
+    x, y, more, tail, gate, shift, scale, x_out, plain, fp8, factor,
     epsilon: tl.constexpr, p: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """x_out = x + gate * y, and behind it the modulated layer norm of that. Grid: blocks of ROWS tokens.
@@ -81,7 +70,8 @@ def residual_norm(
     A row is two pieces, as the next power of two would be nearly twice as wide. Vectors over channels are read once for
     all ROWS tokens: they are larger than a token.
     """
-    left, right = tl.arange(0, p.piece), p.piece + tl.arange(0, p.rest)
+    # Eight per thread: with sixteen, as E4M3 would have it, what is stored in bfloat16 changes its layout.
+    left, right = tl.max_contiguous(tl.arange(0, p.piece), 8), p.piece + tl.arange(0, p.rest)
     in_left, in_right = left < p.width, right < p.width
     gates = load_vector(gate, left, in_left), load_vector(gate, right, in_right)
     shifts = load_vector(shift, left, in_left), load_vector(shift, right, in_right)
@@ -90,8 +80,8 @@ def residual_norm(
         row = (tl.program_id(0) * ROWS + step).to(tl.int64)
         to_left, to_right = in_left & (row < p.rows), in_right & (row < p.rows)
         at = row * p.width
-        first = load_residual(x, y, taps, tail, gates[0], row, left, to_left, p)
-        second = load_residual(x, y, taps, tail, gates[1], row, right, to_right, p)
+        first = load_residual(x, y, more, tail, gates[0], row, left, to_left, p)
+        second = load_residual(x, y, more, tail, gates[1], row, right, to_right, p)
         if x_out is not None:
             tl.store(x_out + at + left, first.to(x_out.dtype.element_ty), mask=to_left)
             tl.store(x_out + at + right, second.to(x_out.dtype.element_ty), mask=to_right)
@@ -104,6 +94,38 @@ def residual_norm(
             second = modulate(second, mean, inverse, shifts[1], scales[1])
         store_both(plain, fp8, first, factor, at + left, to_left)
         store_both(plain, fp8, second, factor, at + right, to_right)
+
+
+@triton.jit
+def stack_columns(x, tail, out, factor, row, columns, p: tl.constexpr):
+    """Some columns of a token to where three frames read them."""
+    inside = columns < p.width
+    frame = row // p.tokens % p.frames
+    step: tl.constexpr = p.tokens * 3 * p.width
+    at = out + row * (3 * p.width) + columns
+    own = tl.load(x + row * p.width + columns, mask=inside, other=0.0).to(tl.float32)
+    own = saturated(own * factor).to(tl.float8e4nv)
+    tl.store(at + p.width, own, mask=inside)
+    tl.store(at + step, own, mask=inside & (frame < p.frames - 1))
+    tl.store(at - step + 2 * p.width, own, mask=inside & (frame > 0))
+    nothing = tl.full(columns.shape, 0.0, tl.float32)
+    before = nothing
+    if tail is not None:
+        before = tl.load(tail + left_of(row, p) * p.width + columns, mask=inside & (frame == 0), other=0.0)
+        before = saturated(before.to(tl.float32) * factor)
+    tl.store(at, before.to(tl.float8e4nv), mask=inside & (frame == 0))
+    tl.store(at + 2 * p.width, nothing.to(tl.float8e4nv), mask=inside & (frame == p.frames - 1))
+
+
+@triton.jit
+def stack_frames(x, tail, out, factor, p: tl.constexpr):
+    """A token of the frame left of its own, its own, and of the frame right of it, side by side, in E4M3. Grid: tokens.
+
+    x (B, T, S, C), tail (B, S, C), of which the first frame has what is left of it; out (B, T, S, 3 C).
+    """
+    row = tl.program_id(0).to(tl.int64)
+    stack_columns(x, tail, out, factor, row, tl.arange(0, p.piece), p)
+    stack_columns(x, tail, out, factor, row, p.piece + tl.arange(0, p.rest), p)
 
 
 @triton.jit
@@ -192,5 +214,5 @@ def gate_rows(
         result = tl.load(x + row * p.width + columns, mask=inside, other=0.0).to(tl.float32)
     if gate is not None:
         opening = tl.load(gate + row * ROW + columns, mask=inside, other=0.0).to(tl.float32)
-        result *= opening / (1.0 + tl.exp(-opening))
+        result *= silu(opening)
     store_both(plain, fp8, result, factor, row * p.width + columns, inside)

@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""Triton kernels before the scan: norms of whole rows, and every frame's tokens summed into one update (spec 3.7).
+"""Triton kernels before the scan: keys as products read them, every frame's tokens summed into one update (spec 3.7).
 
 `p` is the Problem, a compile-time constant. Matrices between the phases are padded with zeros to powers of two.
 """
@@ -9,57 +9,96 @@ import triton.language as tl
 
 from sana_kernels.tiles import (
     load_factors,
-    load_plain,
-    load_rotated,
     load_tile,
-    load_weight,
     locate,
     operand,
     product,
-    rotate,
     sigmoid,
     softplus,
     store_matrix,
+    turned,
 )
 
 
 @triton.jit
-def inverse_rms(
-    ptr, first, stride: tl.constexpr, epsilon: tl.constexpr, p: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr
-):
-    """1 / rms over all channels of ROWS rows, WIDTH channels at a time."""
-    rows = tl.arange(0, ROWS)
-    start = ptr + first.to(tl.int64) * stride
-    squares = tl.full((ROWS, WIDTH), 0.0, tl.float32)
-    for column in range(0, p.hidden, WIDTH):
-        x = load_tile(start, rows, column + tl.arange(0, WIDTH), stride, p.all_tokens - first, p.hidden)
-        squares += x * x
-    return tl.rsqrt(tl.sum(squares, axis=1) / p.hidden + epsilon)
+def load_groups(ptr, groups, p: tl.constexpr):
+    """Channels of a row, in groups of p.lanes; a group never belongs to two heads."""
+    at = groups[:, None] * p.lanes + tl.arange(0, p.lanes)[None, :]
+    return tl.load(ptr + at, mask=(groups < p.groups)[:, None], other=0.0).to(tl.float32)
 
 
 @triton.jit
-def row_norms(
-    q, k, beta, inverse_q, strength, root,
-    epsilon: tl.constexpr, p: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
-    """What multiplies whole rows. Grid: blocks of ROWS tokens, {q, k}.
+def load_roots(beta, groups, p: tl.constexpr):
+    """sqrt(b) of a token's heads, for every group."""
+    raw = tl.load(beta + groups * p.lanes // p.key_dim, mask=groups < p.groups, other=0.0).to(tl.float32)
+    return tl.sqrt(sigmoid(raw))[:, None]
 
-    inverse_q (B N,) is 1 / rms of q. With the rms of k and b = sigmoid(beta), strength = b / rms and
-    root = sqrt(b) / rms, both (h, B N).
+
+@triton.jit
+def load_angles(rope, groups, p: tl.constexpr):
+    """The angles of a token, which all of its heads share."""
+    at = (groups * p.lanes % p.key_dim)[:, None] + tl.arange(0, p.lanes)[None, :]
+    return tl.load(rope + at).to(tl.float32)
+
+
+@triton.jit
+def sum_squares(x):
+    return tl.sum(tl.sum(x * x, axis=1), axis=0)
+
+
+@triton.jit
+def store_keys(keys, keys_rot, weighted, x, roots, angles, groups, p: tl.constexpr):
+    """Keys plain and rotated, both times sqrt(b), and rotated times b."""
+    at = groups[:, None] * p.lanes + tl.arange(0, p.lanes)[None, :]
+    inside = (groups < p.groups)[:, None]
+    rotated = turned(x, angles) * roots
+    tl.store(keys + at, (x * roots).to(keys.dtype.element_ty), mask=inside)
+    tl.store(keys_rot + at, rotated.to(keys_rot.dtype.element_ty), mask=inside)
+    tl.store(weighted + at, (rotated * roots).to(weighted.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def prepare_keys(
+    k, beta, k_weight, rope, root, keys, keys_rot, weighted, row, epsilon: tl.constexpr, p: tl.constexpr
+):  # fmt: skip
+    """Keys of a token, normed and past ReLU; and sqrt(b) of its heads."""
+    heads, left, right = tl.arange(0, p.head_pad), tl.arange(0, p.piece), p.piece + tl.arange(0, p.rest)
+    raw = tl.load(beta + heads, mask=heads < p.heads, other=0.0).to(tl.float32)
+    # Everything is read ahead of the sum over the row, behind whose barrier it would be waited for a second time.
+    first, second = load_groups(k, left, p), load_groups(k, right, p)
+    weights = load_groups(k_weight, left, p), load_groups(k_weight, right, p)
+    roots = load_roots(beta, left, p), load_roots(beta, right, p)
+    angles = load_angles(rope, left, p), load_angles(rope, right, p)
+    factor = tl.rsqrt((sum_squares(first) + sum_squares(second)) / p.hidden + epsilon) * p.key_scale
+    tl.store(root + heads * p.all_tokens, tl.sqrt(sigmoid(raw)), mask=heads < p.heads)
+    at = row * p.hidden
+    first, second = tl.maximum(first * weights[0], 0.0) * factor, tl.maximum(second * weights[1], 0.0) * factor
+    store_keys(keys + at, keys_rot + at, weighted + at, first, roots[0], angles[0], left, p)
+    store_keys(keys + at, keys_rot + at, weighted + at, second, roots[1], angles[1], right, p)
+
+
+@triton.jit
+def prepare(
+    q, k, beta, k_weight, rope, inverse_q, root, keys, keys_rot, weighted, epsilon: tl.constexpr, p: tl.constexpr
+):
+    """What is done to whole rows, before heads are apart. Grid: tokens, {q, k}.
+
+    inverse_q (B N,) is 1 / rms of q. Of k, with b = sigmoid(beta): keys and keys_rot (B N, C), plain and rotated, times
+    sqrt(b), which is root (h, B N), and weighted, rotated times b. A row is two pieces, as the next power of two would
+    be nearly twice as wide.
     """
-    first = tl.program_id(0) * ROWS
-    tokens = first + tl.arange(0, ROWS)
+    row = tl.program_id(0).to(tl.int64)
     if tl.program_id(1) == 0:
-        inverse = inverse_rms(q, first, p.rows.q, epsilon, p, ROWS, WIDTH)
-        tl.store(inverse_q + tokens, inverse, mask=tokens < p.all_tokens)
+        at = q + row * p.rows.q
+        first, second = load_groups(at, tl.arange(0, p.piece), p), load_groups(at, p.piece + tl.arange(0, p.rest), p)
+        squares = (sum_squares(first) + sum_squares(second)) / p.hidden
+        tl.store(inverse_q + row, tl.rsqrt(squares + epsilon))
     else:
-        inverse_k = inverse_rms(k, first, p.rows.k, epsilon, p, ROWS, WIDTH)
-        heads = tl.arange(0, p.head_pad)
-        b = sigmoid(load_tile(beta, tokens, heads, p.rows.beta, p.all_tokens, p.heads))
-        at = heads[None, :] * p.all_tokens + tokens[:, None]
-        inside = (tokens < p.all_tokens)[:, None] & (heads < p.heads)[None, :]
-        tl.store(strength + at, b * inverse_k[:, None], mask=inside)
-        tl.store(root + at, tl.sqrt(b) * inverse_k[:, None], mask=inside)
+        now = row if p.own_angles else row % (p.frames * p.tokens)
+        prepare_keys(
+            k + row * p.rows.k, beta + row * p.rows.beta, k_weight, rope + now * p.key_dim, root + row,
+            keys, keys_rot, weighted, row, epsilon, p,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -76,37 +115,45 @@ def frame_decay(rate, rate_bias, a_log, first, head, p: tl.constexpr, TOKENS: tl
 
 
 @triton.jit
-def load_keys(k, k_rot, factor, weight, rope, first, column, frame, rows, p: tl.constexpr):
-    """A tile of keys and the same rotated, both times `factor` per token."""
-    keys = tl.arange(0, p.key_pad)
-    plain = load_plain(k + first * p.rows.k + column, weight, rows, keys, p.rows.k, p)
-    if p.fused and p.precision == "bf16":
-        plain *= factor[:, None]
-        rotated = rotate(plain, rope, first, frame, rows, p)
+def load_keys(prepared, k, factor, first, column, rows, p: tl.constexpr):
+    """A tile of keys as products read it: prepared from raw operands, of the others times a factor per token."""
+    columns = tl.arange(0, p.key_pad)
+    if p.fused:
+        inside = (rows < p.tokens)[:, None] & (columns < p.key_dim)[None, :]
+        at = first * p.hidden + column + rows[:, None] * p.hidden + columns[None, :]
+        tile = tl.load(prepared + at, mask=inside, other=0.0)
     else:
-        # Triton 3.6 to 3.9 cannot lay out a TF32 operand that comes straight from the reshape of a rotation.
-        rotated = load_rotated(plain, k_rot, rope, first, frame, rows, keys, p) * factor[:, None]
-        plain *= factor[:, None]
-    return plain, rotated
+        tile = load_tile(k + first * p.key_dim, rows, columns, p.key_dim, p.tokens, p.key_dim) * factor[:, None]
+        tile = operand(tile, p)
+    return tile
 
 
 @triton.jit
-def sum_erased(k, k_rot, root, k_weight, rope, erase_kv, erase_z, p: tl.constexpr, TOKENS: tl.constexpr):
+def load_values(v, first, column, rows, p: tl.constexpr):
+    """A tile of values as products read it; `column` counts key channels, a fused head has as many value channels."""
+    columns = tl.arange(0, p.value_pad)
+    inside = (rows < p.tokens)[:, None] & (columns < p.value_dim)[None, :]
+    at = first * p.rows.v + column + rows[:, None] * p.rows.v + columns[None, :]
+    return operand(tl.load(v + at, mask=inside, other=0.0), p)
+
+
+@triton.jit
+def sum_erased(keys, keys_rot, k, k_rot, root, beta, erase_kv, erase_z, p: tl.constexpr, TOKENS: tl.constexpr):
     """erase_kv = k_rot^T b k_rot and erase_z = k^T b k of a frame, both (dk, dk).
 
     With keys times sqrt(b), both sides of a product are one tensor.
     """
     frame = tl.program_id(0)
     first, column, head = locate(frame, p)
-    weight = load_weight(k_weight, column, tl.arange(0, p.key_pad), p.key_scale, p)
     sum_kv = tl.full((p.key_pad, p.key_pad), 0.0, tl.float32)
     sum_z = tl.full((p.key_pad, p.key_pad), 0.0, tl.float32)
     for start in range(0, p.tokens, TOKENS):
         rows = start + tl.arange(0, TOKENS)
-        factor = load_factors(root, first, head, rows, p)
-        factor = factor if p.fused else tl.sqrt(factor)
-        plain, rotated = load_keys(k, k_rot, factor, weight, rope, first, column, frame, rows, p)
-        plain, rotated = operand(plain, p), operand(rotated, p)
+        factor = (
+            load_factors(root, first, head, rows, p) if p.fused else tl.sqrt(load_factors(beta, first, head, rows, p))
+        )
+        rotated = load_keys(keys_rot, k_rot, factor, first, column, rows, p)
+        plain = load_keys(keys, k, factor, first, column, rows, p)
         sum_kv += product(tl.trans(rotated), rotated, p)
         sum_z += product(tl.trans(plain), plain, p)
     store_matrix(erase_kv + frame * p.key_pad * p.key_pad, sum_kv)
@@ -114,29 +161,27 @@ def sum_erased(k, k_rot, root, k_weight, rope, erase_kv, erase_z, p: tl.constexp
 
 
 @triton.jit
-def sum_written(k, k_rot, v, strength, k_weight, rope, write_kv, write_z, p: tl.constexpr, TOKENS: tl.constexpr):
+def sum_written(keys, weighted, k, k_rot, v, root, beta, write_kv, write_z, p: tl.constexpr, TOKENS: tl.constexpr):
     """write_kv = v^T b k_rot (dv, dk) and write_z = b k (dk,) of a frame."""
     frame = tl.program_id(0)
     first, column, head = locate(frame, p)
-    keys, values = tl.arange(0, p.key_pad), tl.arange(0, p.value_pad)
-    weight = load_weight(k_weight, column, keys, p.key_scale, p)
     sum_kv = tl.full((p.value_pad, p.key_pad), 0.0, tl.float32)
     sum_z = tl.full((TOKENS, p.key_pad), 0.0, tl.float32)
     for start in range(0, p.tokens, TOKENS):
         rows = start + tl.arange(0, TOKENS)
-        factor = load_factors(strength, first, head, rows, p)
-        plain, rotated = load_keys(k, k_rot, factor, weight, rope, first, column, frame, rows, p)
-        # `column` counts key channels; a fused head has as many value channels.
-        value = load_tile(v + first * p.rows.v + column, rows, values, p.rows.v, p.tokens, p.value_dim)
-        sum_kv += product(tl.trans(operand(value, p)), operand(rotated, p), p)
-        sum_z += plain
+        factor = load_factors(root if p.fused else beta, first, head, rows, p)
+        values = load_values(v, first, column, rows, p)
+        sum_kv += product(tl.trans(values), load_keys(weighted, k_rot, factor, first, column, rows, p), p)
+        plain = load_keys(keys, k, factor, first, column, rows, p).to(tl.float32)
+        # Prepared keys have one sqrt(b) of two.
+        sum_z += plain * factor[:, None] if p.fused else plain
     store_matrix(write_kv + frame * p.value_pad * p.key_pad, sum_kv)
-    tl.store(write_z + frame * p.key_pad + keys, tl.sum(sum_z, axis=0))
+    tl.store(write_z + frame * p.key_pad + tl.arange(0, p.key_pad), tl.sum(sum_z, axis=0))
 
 
 @triton.jit
 def summaries(
-    k, k_rot, v, beta, strength, root, k_weight, rope, rate, rate_bias, a_log,
+    keys, keys_rot, weighted, k, k_rot, v, beta, root, rate, rate_bias, a_log,
     erase_kv, erase_z, write_kv, write_z, decay, p: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
     """Sum a frame's tokens into its update of the state. Grid: frames (B h T), {erase, write}.
@@ -145,9 +190,9 @@ def summaries(
     Fused, the program that writes also finds the frame's decay.
     """
     if tl.program_id(1) == 0:
-        sum_erased(k, k_rot, root if p.fused else beta, k_weight, rope, erase_kv, erase_z, p, TOKENS)
+        sum_erased(keys, keys_rot, k, k_rot, root, beta, erase_kv, erase_z, p, TOKENS)
     else:
-        sum_written(k, k_rot, v, strength if p.fused else beta, k_weight, rope, write_kv, write_z, p, TOKENS)
+        sum_written(keys, weighted, k, k_rot, v, root, beta, write_kv, write_z, p, TOKENS)
         if p.fused:
             first, _, head = locate(tl.program_id(0), p)
             tl.store(decay + tl.program_id(0), frame_decay(rate, rate_bias, a_log, first, head, p, p.rate_block))

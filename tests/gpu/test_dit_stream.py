@@ -13,6 +13,7 @@ from sana_export.configs import StreamConfig
 from sana_export.dit import DiT
 from sana_export.sampler import DiTStream
 from sana_gpu.denoiser import batches, load_denoiser, sizes
+from sana_gpu.denoiser_prompt import PADDING_BIAS, keys_used
 from sana_gpu.dit import prepare_dit
 from sana_quant.calibration import Calibration, observe
 from sana_quant.fake import fake_quantised
@@ -127,6 +128,11 @@ def test_bf16_is_as_near_as_the_definition_in_bf16(dit: DiT) -> None:
     weights = prepare_dit(config["dit"], dit.state_dict(), {}, {})
     stream = Stream(load_denoiser(config, weights, "cpu"), *text_and_mask(1))
     assert off([stream.step(*chunk) for chunk in chunks(1)], exact) < 1.2 * off(plain, exact)
+
+
+def test_keys_behind_the_last_of_a_prompt_are_not_counted() -> None:
+    masks = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
+    assert keys_used((1.0 - masks) * PADDING_BIAS).tolist() == [2, 3, 4, 4]
 
 
 def test_the_end_of_the_rotary_table_is_refused(dit: DiT) -> None:

@@ -16,7 +16,7 @@ from sana_kernels.dit_launch import LAUNCH
 from sana_kernels.dit_shapes import CrossShape, ImageShape, RowShape
 
 TOKENS, FRAMES, WIDTH, HEAD = 880, 3, 2240, 112
-ROWS = RowShape(FRAMES * TOKENS, WIDTH, FRAMES, TOKENS, HEAD, taps=3)
+ROWS = RowShape(FRAMES * TOKENS, WIDTH, FRAMES, TOKENS, HEAD)
 BF16, FP32, FP16, FP8 = "*bf16", "*fp32", "*fp16", "*fp8e4nv"
 NORM = {"epsilon": 1e-6, "p": ROWS}
 VECTORS = dict.fromkeys(("gate", "shift", "scale"), FP32)
@@ -24,11 +24,12 @@ VECTORS = dict.fromkeys(("gate", "shift", "scale"), FP32)
 CASES: list[tuple[Any, dict[str, str], dict[str, Any], int, int]] = [
     (
         rows.residual_norm,
-        dict.fromkeys(("x", "y", "taps", "tail", "x_out", "plain"), BF16) | VECTORS | {"fp8": FP8, "factor": "fp32"},
+        dict.fromkeys(("x", "y", "more", "tail", "x_out", "plain"), BF16) | VECTORS | {"fp8": FP8, "factor": "fp32"},
         {**NORM, "ROWS": LAUNCH.norm_rows},
         LAUNCH.norm_warps,
         1,
     ),
+    (rows.stack_frames, {"x": BF16, "tail": BF16, "out": FP8, "factor": "fp32"}, {"p": ROWS}, LAUNCH.row_warps, 1),
     (rows.inverse_row_rms, {"x": BF16, "inverse": FP32}, NORM, LAUNCH.row_warps, 1),
     (
         rows.write_window,
@@ -50,6 +51,8 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int, int]] = [
         {"wide": BF16, "weight": BF16, "bias": BF16, "plain": BF16, "factor": "fp32"},
         {
             "p": ImageShape(22, 40, 6720),
+            "ROWS": LAUNCH.depthwise_rows,
+            "COLUMNS": LAUNCH.depthwise_columns,
             "CHANNELS": LAUNCH.depthwise_channels,
             "STAGES": LAUNCH.depthwise_stages,
             "FAST": True,
@@ -59,7 +62,8 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int, int]] = [
     ),
     (
         cross.cross_attention,
-        {"q": BF16, "inverse": FP32, "k": BF16, "v": BF16, "bias": FP32, "plain": BF16, "factor": "fp32"},
+        dict.fromkeys(("q", "k", "v", "plain"), BF16)
+        | {"inverse": FP32, "bias": FP32, "used": "*i32", "factor": "fp32"},
         {
             "p": CrossShape(20, HEAD, FRAMES * TOKENS, 300),
             "QUERIES": LAUNCH.cross_queries,

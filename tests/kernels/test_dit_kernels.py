@@ -1,6 +1,7 @@
 """The kernels around the gated delta network against the readable reference, on ragged sizes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,12 +9,13 @@ import torch
 from gdn_cases import off
 from torch import Tensor
 
-from sana_kernels import naive_dit
+from sana_kernels import dit_launcher, naive_dit
 from sana_kernels.dit_launcher import (
     run_cross_attention,
     run_depthwise_glu,
     run_gate_rows,
     run_residual_norm,
+    run_stack_frames,
     run_write_window,
 )
 from sana_kernels.errors import KernelError
@@ -69,20 +71,31 @@ def test_residual_and_norm(shape: tuple[int, ...], gated: bool, source: tuple[So
     assert_e4m3(fp8.cpu(), naive_dit.modulated_norm(wanted, *cpu(shift, scale)))
 
 
-@pytest.mark.parametrize(("taps", "tailed"), [(3, False), (3, True), (1, True)])
+@pytest.mark.parametrize(("more", "tailed"), [(True, False), (True, True), (False, True)])
 @pytest.mark.parametrize(("batch", "frames", "tokens"), [(1, 1, 3), (2, 3, 5), (1, 5, 2)])
 def test_temporal_mix(
-    batch: int, frames: int, tokens: int, taps: int, tailed: bool, source: tuple[Source, float]
+    batch: int, frames: int, tokens: int, more: bool, tailed: bool, source: tuple[Source, float]
 ) -> None:
     draw, limit = source
     shape = batch, frames * tokens, 24
-    x, point, added = draw.tokens(*shape), draw.tokens(*shape), draw.tokens(*shape[:2], taps * 24)
+    x, point = draw.tokens(*shape), draw.tokens(*shape)
+    added = draw.tokens(*shape) if more else None
     tail = draw.tokens(batch, tokens, 24) if tailed else None
     gate = draw.vector(24)
     kept, plain, fp8 = run_residual_norm(x, point, added, tail, gate, None, None, frames, True, False, None)
     mixed = naive_dit.mix(*cpu(point, added, tail), frames)
     assert off(kept, naive_dit.residual(x.cpu(), mixed, gate.cpu())) < limit
     assert plain.numel() == fp8.numel() == 0
+
+
+@pytest.mark.parametrize("tailed", [False, True])
+@pytest.mark.parametrize(("batch", "frames", "tokens"), [(1, 1, 3), (2, 3, 5), (1, 5, 2)])
+def test_frames_are_stacked(batch: int, frames: int, tokens: int, tailed: bool, source: tuple[Source, float]) -> None:
+    draw, _ = source
+    x = draw.tokens(batch, frames * tokens, 24)
+    tail = draw.tokens(batch, tokens, 24) if tailed else None
+    wanted = naive_dit.to_fp8(naive_dit.stacked(*cpu(x, tail), frames), STEP).float()
+    assert torch.equal(run_stack_frames(x, tail, frames, STEP).cpu().float(), wanted)
 
 
 def test_a_norm_alone_keeps_nothing(source: tuple[Source, float]) -> None:
@@ -94,9 +107,13 @@ def test_a_norm_alone_keeps_nothing(source: tuple[Source, float]) -> None:
 
 
 @pytest.mark.parametrize(("frames", "height", "width", "channels"), [(1, 1, 1, 16), (2, 3, 4, 24), (1, 4, 3, 130)])
-def test_depthwise_and_gate(frames: int, height: int, width: int, channels: int, source: tuple[Source, float]) -> None:
+def test_depthwise_and_gate(
+    frames: int, height: int, width: int, channels: int, source: tuple[Source, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiles = replace(dit_launcher.LAUNCH, depthwise_rows=2, depthwise_columns=3)
+    monkeypatch.setattr(dit_launcher, "LAUNCH", tiles)
     draw, limit = source
-    wide = draw.tokens(2, frames * height * width, 2 * channels)
+    wide = draw.tokens(1, frames * height * width, 2 * channels)
     weight, bias = draw.tokens(9, 2 * channels), draw.tokens(2 * channels)
     wanted = naive_dit.depthwise_glu(*cpu(wide, weight, bias), height, width)
     # On a GPU, SiLU is computed to 2^-11.
@@ -133,10 +150,22 @@ def test_cross_attention(
     q = draw.tokens(batch, tokens, heads * head)
     k, v = draw.tokens(batch, heads, keys, head), draw.tokens(batch, heads, keys, head)
     bias = torch.zeros(batch, keys, device=q.device)
-    bias[:, -2:] = -10000.0
+    bias[:, keys - 2 :] = -10000.0
     wanted = naive_dit.cross_attention(*cpu(q, k, v, bias))
-    assert off(run_cross_attention(q, k, v, bias, None)[0], wanted) < 1.5 * limit
-    assert_e4m3(run_cross_attention(q, k, v, bias, STEP)[1].cpu(), wanted)
+    for used in (keys, keys - 2):
+        counts = torch.full((batch,), used, dtype=torch.int32, device=q.device)
+        assert off(run_cross_attention(q, k, v, bias, counts, None)[0], wanted) < 1.5 * limit
+        assert_e4m3(run_cross_attention(q, k, v, bias, counts, STEP)[1].cpu(), wanted)
+
+
+def test_keys_behind_those_in_use_are_not_read(device: torch.device) -> None:
+    draw = Source(device, torch.float32)
+    q, (k, v) = draw.tokens(2, 5, 32), draw.tokens(2, 2, 2, 70, 16)
+    used = torch.tensor([3, 70], dtype=torch.int32, device=device)
+    bias = torch.where(torch.arange(70, device=device) < used[:, None], 0.0, -10000.0)
+    wanted = naive_dit.cross_attention(*cpu(q, k, v, bias))
+    k[0, :, 64:], v[0, :, 64:] = float("nan"), float("nan")
+    assert off(run_cross_attention(q, k, v, bias, used, None)[0], wanted) < EXACT
 
 
 def test_gates(source: tuple[Source, float]) -> None:
@@ -173,11 +202,15 @@ REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: run_residual_norm(torch.zeros(1, 4, 8), None, None, None, None, None, None, 3, True, False, None),
         "residual_norm: x has 4 tokens, which are not 3 equal frames",
     ),
-    "taps": (
+    "tail": (
         lambda: run_residual_norm(
-            *torch.zeros(2, 1, 4, 8), torch.zeros(1, 4, 16), None, None, None, None, 2, True, False, None
+            *torch.zeros(2, 1, 4, 8), None, torch.zeros(1, 3, 8), None, None, None, 2, True, False, None
         ),
-        r"residual_norm: taps has shape \(1, 4, 16\), expected one or three times the channels of x",
+        "residual_norm: tail has 3 tokens, a frame of x has 2",
+    ),
+    "stack": (
+        lambda: run_stack_frames(torch.zeros(1, 4, 8), torch.zeros(1, 4, 8), 2, 0.1),
+        "stack_frames: tail has 4 tokens, a frame of x has 2",
     ),
     "images": (
         lambda: run_depthwise_glu(torch.zeros(1, 7, 8), torch.zeros(9, 8), torch.zeros(8), 2, 3, None),
@@ -191,7 +224,7 @@ REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "prompt": (
         lambda: run_cross_attention(
-            torch.zeros(1, 4, 8), torch.zeros(1, 2, 5, 4), torch.zeros(1, 2, 5, 4), torch.zeros(1, 6), None
+            torch.zeros(1, 4, 8), *torch.zeros(2, 1, 2, 5, 4), torch.zeros(1, 6), torch.zeros(1), None
         ),
         r"cross_attention: bias has shape \(1, 6\), expected 5 tokens per frame",
     ),

@@ -13,7 +13,7 @@ SHAPES = {
     # batch, heads, frames, tokens, head width
     "one frame": (1, 2, 1, 24, 16),
     "one token": (1, 2, 3, 1, 16),
-    "ragged": (2, 2, 2, 37, 28),
+    "ragged": (2, 2, 2, 19, 28),
     "head of the model": (1, 1, 2, 40, 112),
     "longest chunk": (1, 1, 11, 6, 16),
 }
