@@ -16,7 +16,7 @@ from sana_export.vae import VAEDecoder
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
 from train_tiny.collect import PACKAGES, VOCABULARY, vocabulary_text
-from train_tiny.decoder_stage import Recorded, RecordedPool, decoder_step
+from train_tiny.decoder_stage import Recorded, RecordedPool, border_weights, decoder_step
 from train_tiny.dit_stage import emphasis, new_editor
 from train_tiny.evaluate import LOOP, SHIFT, borders, paired_border_ratio
 from train_tiny.model import MODEL
@@ -211,6 +211,12 @@ def test_the_decoder_stage_weighs_a_change_of_the_error_beside_the_error() -> No
     (still, none), (moving, much) = step(steady, frames), step(jumping, frames)
     assert still == pytest.approx(float(moving), rel=0.05)
     assert float(none) < 0.05 * float(much)
+
+
+def test_a_change_counts_more_where_a_latent_begins() -> None:
+    weight = border_weights(torch.zeros(1, 3, 33, 4, 4)).flatten()
+    assert weight.mean() == pytest.approx(1)
+    assert (weight > 1).nonzero().flatten().tolist() == [0, 8, 16, 24]
 
 
 def test_a_window_of_a_recorded_stream_shows_what_its_latents_are_of() -> None:

@@ -26,9 +26,12 @@ REFRESH = 48
 EDITED_SHARE = 0.6
 """Share of clips that are shown from the editor's latents; the others from those of the truth, as in stage 1."""
 
-CHANGE_WEIGHT = 0.5
+CHANGE_WEIGHT = 1.0
 CHANGE_FLOOR = 1e-4
 """Added, inside the logarithm, to the square of how much a clip's error changes from frame to frame."""
+
+BORDER_WEIGHT = 3.0
+"""How much more a change counts where one latent's frames end and the next one's begin: there it is seen as a jump."""
 
 
 class Recorded(NamedTuple):
@@ -87,6 +90,13 @@ class RecordedPool:
         return latents, frames.float() / 127.5 - 1
 
 
+def border_weights(video: Tensor) -> Tensor:
+    """(F - 1, 1, 1) of mean 1 for the changes of a video (B, 3, F, H, W) from frame to frame."""
+    border = torch.arange(video.shape[2] - 1, device=video.device) % MODEL.vae.temporal_ratio == 0
+    weight = torch.where(border, BORDER_WEIGHT, 1.0)
+    return (weight / weight.mean())[:, None, None]
+
+
 def decoder_step(decoder: VAEDecoder) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """A function from latents and frames to the squares of the error and of its change, that leaves gradients."""
 
@@ -95,7 +105,7 @@ def decoder_step(decoder: VAEDecoder) -> Callable[[Tensor, Tensor], tuple[Tensor
             shown, _ = decoder(perturbed(latents)[0])
         error = shown.float() - frames
         square = error.square().mean(dim=(1, 2, 3, 4))
-        change = (error[:, :, 1:] - error[:, :, :-1]).square().mean(dim=(1, 2, 3, 4))
+        change = (border_weights(error) * (error[:, :, 1:] - error[:, :, :-1]).square()).mean(dim=(1, 2, 3, 4))
         loss = torch.log(square + FLOOR).mean() + CHANGE_WEIGHT * torch.log(change + CHANGE_FLOOR).mean()
         loss.backward()
         return square.detach().mean(), change.detach().mean()
