@@ -79,7 +79,7 @@ def megabytes(family: list[psutil.Process]) -> float:
 
 
 def regions() -> int:
-    return len(list(Path("/dev/shm").glob("psm_*")))
+    return len(list(Path("/dev/shm").glob("sana-frames-*")))
 
 
 async def sample(root: psutil.Process, until: float) -> list[dict[str, float]]:

@@ -1,7 +1,7 @@
 """A repository for a data-centre GPU behind the real Triton server: `python benchmarks/gpu_serving.py REPO`.
 
-First the stages alone in this process, then the same chunks through the server, which must give the same frames before
-any time is printed; then 1, 2, 4 and 8 live streams that each send 24 frames a second.
+The stages alone in a process of their own come first, then the same chunks through the server, which must give the same
+frames before any time is told; then live streams that each send 24 frames a second. Each figure is written at once.
 """
 
 import argparse
@@ -9,118 +9,162 @@ import asyncio
 import json
 import subprocess
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from streaming import PROMPT, Timing, frames_of, lateness, live, pieces_of, stream
 
 from sana_build.plan import STAGES
 from sana_build.server import Ports, TritonServer
-from sana_client.pipeline import Piece, edit
-from sana_client.session import Limits, connect
-from sana_client.stats import between, stage_times
-from sana_runtime.geometry import StreamGeometry
+from sana_runtime.engine import Engine
 from sana_runtime.manifest import Manifest
+from sana_runtime.regions import PREFIX
 from sana_runtime.stages import Request
 from sana_runtime.triton_backend import load_stage
 
 ROOT = Path(__file__).parents[1]
-PROMPT = "Turn the scene into a warm watercolor painting"
-CHUNKS = 12
-LIVE_CHUNKS = 16
+CHUNKS = 10
+SKIPPED = 4
+"""Chunks before the medians begin: they fill the window."""
+
 LIVE = (1, 2, 4, 8)
-SKIPPED = 6
-"""Chunks before the medians begin: they fill the window, and every new number of past chunks is captured once."""
+FPS = 24.0
+LIVE_CHUNKS, LIVE_SKIPPED = 14, 6
+"""First chunks take longer, and streams that begin together need some seconds to make up for them."""
 
 EQUAL_DB = 45.0
 """PSNR above which served frames count as those of the stages alone: rounding may differ between two runs."""
 
+LOG = Path("gpu-serving.log")
 
-@dataclass(frozen=True)
-class Lane:
-    """One live stream: seconds from each chunk's sending to its answer, and how many came before the next was due."""
-
-    latencies: list[float]
-    in_time: int
+Frames = list[np.ndarray]
 
 
-def frames_of(geometry: StreamGeometry, count: int, seed: int) -> list[np.ndarray]:
-    """Chunks of a moving pattern, uint8 (F, H, W, 3)."""
-    y, x = np.mgrid[: geometry.height, : geometry.width]
-    sizes = [geometry.chunk(index).frames for index in range(count)]
-    base = np.stack([(x + y) % 256, (2 * x + 31 * seed) % 256, (x // 2 + 3 * y) % 256], -1).astype(np.uint8)
-    video = (np.roll(base, 5 * frame, axis=1) for frame in range(sum(sizes)))
-    return [np.stack([next(video) for _ in range(size)]) for size in sizes]
+@dataclass
+class Record:
+    """Figures in a file that is written again with each of them, so that a run that is cut short leaves what it has."""
+
+    path: Path
+    console: Console
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    def note(self, name: str, figure: Any) -> None:
+        self.figures[name] = figure
+        self.path.write_text(json.dumps(self.figures, indent=1) + "\n")
+        self.console.print(name, figure)
 
 
-def pieces_of(chunks: Sequence[np.ndarray]) -> list[Piece]:
-    return [Piece(index, frames, PROMPT, index == len(chunks) - 1) for index, frames in enumerate(chunks)]
+class Timed:
+    """An engine that notes how long it takes with everything on the GPU; the ways there and back are not in it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.memory = engine, engine.memory
+        self.seconds: list[float] = []
+
+    def run_batch(self, feeds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        import torch
+
+        there = [{name: self._there(value) for name, value in one.items()} for one in feeds]
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        outputs = self.engine.run_batch(there)
+        torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - began)
+        return outputs
+
+    def _there(self, value: Any) -> Any:
+        large = isinstance(value, np.ndarray) and value.nbytes > 2**16
+        return self.memory.upload(value) if large else value
 
 
-def alone(repository: Path, pieces: Sequence[Piece]) -> tuple[dict[str, float], list[np.ndarray]]:
-    """Median seconds of every stage in this process, and the edited frames of every chunk."""
+class InTensors:
+    """Frames that a request holds, as from a client on another host."""
+
+    def put(self, frames: np.ndarray) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Tensors and parameters of the request."""
+        return {"frames": frames[None]}, {}
+
+    def take(self, edited: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        return edited[0].copy()
+
+
+class InPlace:
+    """Frames in shared memory, as from a client on this host."""
+
+    def __init__(self, memory: SharedMemory) -> None:
+        self.memory, self.half = memory, memory.size // 2
+
+    def put(self, frames: np.ndarray) -> tuple[dict[str, Any], dict[str, Any]]:
+        self._view(0, frames.shape)[...] = frames
+        places = {"frames_offset": 0, "edited_offset": self.half}
+        regions = dict.fromkeys(("frames_region", "edited_region"), self.memory.name)
+        return {"frames": frames[None, :0]}, places | regions
+
+    def take(self, edited: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        return self._view(self.half, shape).copy()
+
+    def _view(self, offset: int, shape: tuple[int, ...]) -> np.ndarray:
+        return np.ndarray(shape, np.uint8, self.memory.buf, offset)
+
+
+def alone(repository: Path, chunks: Sequence[np.ndarray]) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Median seconds of stages and engines in this process; the edited frames, which must not depend on their way."""
+    began = time.perf_counter()
     stages = {name: load_stage(name, repository, "1") for name in STAGES}
-    seconds: dict[str, list[float]] = {name: [] for name in STAGES}
+    loading = time.perf_counter() - began
+    in_tensors, wanted = run(stages, chunks, InTensors())
+    memory = SharedMemory(f"{PREFIX}benchmark{time.time_ns()}", create=True, size=2 * chunks[0].nbytes)
+    try:
+        in_place, edited = run(stages, chunks, InPlace(memory))
+        engines = engine_times(stages, chunks, InPlace(memory))
+    finally:
+        memory.unlink()
+    return {
+        "loading": loading,
+        "psnr_of_both_ways": min(map(psnr, wanted, edited)),
+        "stages_with_frames_in_tensors": in_tensors,
+        "stages": in_place,
+        "engines": engines,
+    }, edited
+
+
+def run(
+    stages: Mapping[str, Any], chunks: Sequence[np.ndarray], way: InTensors | InPlace
+) -> tuple[dict[str, float], list[np.ndarray]]:
+    """One stream through the stages: their median seconds, and the edited frames."""
+    seconds: dict[str, list[float]] = {name: [] for name in stages}
     edited = []
-    for piece in pieces:
-        tensors = {"frames": piece.frames[None], "prompt": np.frombuffer(piece.prompt.encode(), np.uint8)[None]}
+    for index, frames in enumerate(chunks):
+        tensors, parameters = way.put(frames)
+        tensors["prompt"] = np.frombuffer(PROMPT.encode(), np.uint8)[None]
+        last = index == len(chunks) - 1
         for name, stage in stages.items():
-            asked = Request(tensors, {"chunk": piece.index}, "bench", start=piece.index == 0, end=piece.last)
-            started = time.perf_counter()
-            tensors = tensors | stage.run(asked)
-            seconds[name].append(time.perf_counter() - started)
-        edited.append(tensors["edited"][0].copy())
-    return {name: median(values[SKIPPED:-1]) for name, values in seconds.items()}, edited
+            asked = Request(tensors, {"chunk": index, **parameters}, "bench", start=index == 0, end=last)
+            began = time.perf_counter()
+            (answer,) = stage.run_batch([asked])
+            seconds[name].append(time.perf_counter() - began)
+            if isinstance(answer, Exception):
+                raise answer
+            tensors |= answer
+        edited.append(way.take(tensors["edited"], frames.shape))
+    return {name: median(values[SKIPPED:]) for name, values in seconds.items()}, edited
 
 
-async def stream(url: str, pieces: Sequence[Piece], in_flight: int) -> tuple[dict[str, float], list[np.ndarray]]:
-    """As fast as the server answers: seconds per chunk of every stage and between answers, and the edited frames."""
-
-    async def source() -> AsyncIterator[Piece]:
-        for piece in pieces:
-            yield piece
-
-    edited, arrivals, latencies = [], [], []
-    async with connect(url, limits=Limits(in_flight=in_flight)) as session:
-        async for _, answer in edit(session, source()):
-            if len(edited) == SKIPPED:
-                before = stage_times(await session.statistics(), session.info.stages)
-            edited.append(answer.frames)
-            arrivals.append(time.perf_counter())
-            latencies.append(answer.seconds)
-        after = stage_times(await session.statistics(), session.info.stages)
-    found = {name: stage.compute / max(stage.requests, 1) for name, stage in between(before, after).items()}
-    found["latency"] = median(latencies[SKIPPED:-1])
-    found["interval"] = median(np.diff(arrivals)[SKIPPED:-1])
-    return found, edited
-
-
-async def live(url: str, chunks: Sequence[np.ndarray], streams: int, fps: float) -> list[Lane]:
-    """So many streams at once, each sending its next chunk when the camera would have its frames."""
-
-    async def lane(number: int) -> Lane:
-        async def camera() -> AsyncIterator[Piece]:
-            await asyncio.sleep(number / streams)
-            due = time.perf_counter()
-            for piece in pieces_of(chunks):
-                await asyncio.sleep(max(0.0, due - time.perf_counter()))
-                due += len(chunks[1]) / fps
-                yield piece
-
-        latencies = []
-        async with connect(url, limits=Limits(in_flight=4)) as session:
-            async for _, answer in edit(session, camera()):
-                latencies.append(answer.seconds)
-        steady = latencies[SKIPPED:]
-        return Lane(steady, sum(seconds <= len(chunks[1]) / fps for seconds in steady))
-
-    return list(await asyncio.gather(*(lane(number) for number in range(streams))))
+def engine_times(stages: Mapping[str, Any], chunks: Sequence[np.ndarray], way: InPlace) -> dict[str, float]:
+    """Median seconds of what the stages call for a steady chunk."""
+    timed = {name: Timed(stages[name].engines["steady"]) for name in ("vae_encoder", "denoiser", "vae_decoder")}
+    for name, engine in timed.items():
+        stages[name].engines = {**stages[name].engines, "steady": engine}
+    run(stages, chunks, way)
+    return {name: median(engine.seconds[SKIPPED - 1 :]) for name, engine in timed.items()}
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -128,47 +172,75 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float(-10 * np.log10(max(float(error), 1e-10)))
 
 
+def check(what: str, decibels: float) -> None:
+    """End the run if two ways gave different frames."""
+    if decibels < EQUAL_DB:
+        raise SystemExit(f"{what} are {decibels:.1f} dB from those of the stages alone: no more time is reported")
+
+
+def by_place(timing: Timing, stages: Mapping[str, float], engines: Mapping[str, float]) -> dict[str, float]:
+    """Where the seconds between sending a chunk and its answer go; what is not named elsewhere is the client's, gRPC's
+    and the ensemble's.
+    """
+    served = timing.stages.values()
+    computed, copied, queued = (sum(getattr(x, name) for x in served) for name in ("compute", "copy", "queue"))
+    inside, called = sum(engines.values()), sum(stages.values())
+    return {
+        "engines": inside,
+        "stages_around_engines": called - inside,
+        "server_to_python_and_back": computed - called,
+        "copies_of_the_server": copied,
+        "queues": queued,
+        "rest": timing.latency - computed - copied - queued,
+    }
+
+
+def measure_alone(repository: Path, chunks: list[np.ndarray], record: Record) -> tuple[dict[str, Any], Frames]:
+    # In a process of its own, which gives its memory back to the server.
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        found, edited = process.submit(alone, repository, chunks).result()
+    record.note("alone", found)
+    check("frames that went another way", found["psnr_of_both_ways"])
+    return found, edited
+
+
+def one_in_flight(server: TritonServer, chunks: Frames, found: dict[str, Any], wanted: Frames, record: Record) -> None:
+    """The latency of a chunk and where it goes, after a look at the frames."""
+    timing, edited = asyncio.run(stream(server.grpc_url, pieces_of(chunks), 1, SKIPPED, np.asarray))
+    record.note("psnr_to_stages_alone", min(map(psnr, edited, wanted)))
+    check("served frames", record.figures["psnr_to_stages_alone"])
+    record.note("one_in_flight", asdict(timing))
+    places = by_place(timing, found["stages"], found["engines"])
+    record.note("by_place", places)
+    record.note("outside_engines", 1 - places["engines"] / timing.latency)
+
+
+def several(server: TritonServer, chunks: Frames, record: Record) -> None:
+    """As fast as it goes with three chunks in flight, then live streams."""
+    timing, _ = asyncio.run(stream(server.grpc_url, pieces_of(chunks), 3, SKIPPED, len))
+    record.note("three_in_flight", asdict(timing))
+    record.note("frames_per_second", len(chunks[1]) / timing.interval)
+    longer = [*chunks, *chunks[1 : 1 + LIVE_CHUNKS - CHUNKS]]
+    for count in LIVE:
+        seconds = asyncio.run(live(server.grpc_url, longer, count, FPS, LIVE_SKIPPED))
+        record.note(f"live_{count}", lateness(seconds, len(chunks[1]) / FPS))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("repository", type=Path)
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "gpu_serving.json")
     arguments = parser.parse_args()
-    console = Console(width=140)
     manifest = Manifest.read(arguments.repository)
-    chunks = frames_of(manifest.geometry, LIVE_CHUNKS, seed=1)
-    pieces = pieces_of(chunks[:CHUNKS])
-    # In a process of its own, which gives its memory back to the server.
-    with ProcessPoolExecutor(1, get_context("spawn")) as process:
-        stages, wanted = process.submit(alone, arguments.repository, pieces).result()
-    console.print(f"stages alone: {sum(stages.values()) * 1e3:.1f} ms per chunk, {stages}")
-    with TritonServer(arguments.repository, Ports.free(), Path("gpu-serving.log"), gpu=True) as server:
-        one, edited = asyncio.run(stream(server.grpc_url, pieces, 1))
-        two, _ = asyncio.run(stream(server.grpc_url, pieces, 3))
-        worst = min(psnr(a, b) for a, b in zip(edited, wanted, strict=True))
-        if worst < EQUAL_DB:
-            raise SystemExit(f"served frames are {worst:.1f} dB from those of the stages alone: no time is reported")
-        lanes = {count: asyncio.run(live(server.grpc_url, chunks, count, 24.0)) for count in LIVE}
-    figures = {
-        "about": about(manifest),
-        "psnr_to_stages_alone": worst,
-        "stages_alone": stages,
-        "one_in_flight": one,
-        "three_in_flight": two,
-        "frames_per_second": len(chunks[1]) / two["interval"],
-        "outside_engines": 1 - sum(stages.values()) / one["latency"],
-        "live": {count: _lanes(found) for count, found in lanes.items()},
-    }
-    arguments.output.write_text(json.dumps(figures, indent=1) + "\n")
-    show(figures, console)
-
-
-def _lanes(lanes: Sequence[Lane]) -> dict[str, float]:
-    every = np.array([seconds for lane in lanes for seconds in lane.latencies])
-    return {
-        "p50": float(np.percentile(every, 50)),
-        "p99": float(np.percentile(every, 99)),
-        "in_time": sum(lane.in_time for lane in lanes) / len(every),
-    }
+    record = Record(arguments.output, Console(width=140))
+    record.note("about", about(manifest))
+    chunks = frames_of(manifest.geometry, CHUNKS, seed=1)
+    found, wanted = measure_alone(arguments.repository, chunks, record)
+    began = time.perf_counter()
+    with TritonServer(arguments.repository, Ports.free(), LOG, gpu=True) as server:
+        record.note("server_ready", time.perf_counter() - began)
+        one_in_flight(server, chunks, found, wanted, record)
+        several(server, chunks, record)
 
 
 def about(manifest: Manifest) -> dict[str, object]:
@@ -185,24 +257,6 @@ def about(manifest: Manifest) -> dict[str, object]:
         "versions": manifest.versions,
         "commit": commit.stdout.strip() or "unknown",
     }
-
-
-def show(figures: dict, console: Console) -> None:
-    table = Table("per steady chunk, ms", "alone", "served, 1 in flight", "served, 3 in flight", title="one stream")
-    for name, seconds in figures["stages_alone"].items():
-        row = (figures["one_in_flight"].get(name, 0.0), figures["three_in_flight"].get(name, 0.0))
-        table.add_row(name, *(f"{1e3 * value:.1f}" for value in (seconds, *row)))
-    table.add_row(
-        "latency", "", *(f"{1e3 * figures[key]['latency']:.1f}" for key in ("one_in_flight", "three_in_flight"))
-    )
-    console.print(table)
-    console.print(
-        f"{figures['frames_per_second']:.1f} frames per second, {figures['outside_engines']:.1%} outside engines"
-    )
-    table = Table("live streams at 24 FPS", "p50 ms", "p99 ms", "answered before the next chunk")
-    for count, row in figures["live"].items():
-        table.add_row(str(count), f"{1e3 * row['p50']:.0f}", f"{1e3 * row['p99']:.0f}", f"{row['in_time']:.1%}")
-    console.print(table)
 
 
 if __name__ == "__main__":

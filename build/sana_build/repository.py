@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sana_build.bundle import SERVER_VERSION
 from sana_runtime.errors import BuildError, RepositoryError
 from sana_runtime.manifest import MANIFEST, Manifest, sha256
+from sana_runtime.regions import PREFIX
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -21,8 +22,11 @@ MODELS = ("text_encoder", "vae_encoder", "denoiser", "vae_decoder", ENSEMBLE)
 RUNTIME = "sana_runtime"
 CONFIG = "config.pbtxt"
 
-BATCHED = {"torch": 8}
-"""Engine backends that take several streams in one call, and how many."""
+BATCHED = {("denoiser", "torch"): 8}
+"""Stages and engine backends that take several streams in one call, and how many.
+
+The others compute them in turn, and an answer must not wait for those of other streams.
+"""
 
 NEWER_FIELDS = {"inference.ModelConfig.model_metrics", "inference.ModelEnsembling.max_inflight_requests"}
 """Fields of tritonclient 2.73's schema that server 2.51 does not know (the two schemas compared)."""
@@ -91,7 +95,7 @@ def write_config(path: Path, manifest: Manifest, build_id: str) -> None:
     for tensor in (*config.input, *config.output):
         tensor.dims[:] = dims[tensor.name]
     if config.HasField("sequence_batching"):
-        config.max_batch_size = batch_size(manifest)
+        config.max_batch_size = batch_size(manifest, config.name)
         config.sequence_batching.oldest.max_candidate_sequences = manifest.streams
         config.sequence_batching.max_sequence_idle_microseconds = int(manifest.idle_seconds * 1e6)
     if config.name == ENSEMBLE:
@@ -101,10 +105,10 @@ def write_config(path: Path, manifest: Manifest, build_id: str) -> None:
     path.write_text(text_format.MessageToString(config))
 
 
-def batch_size(manifest: Manifest) -> int:
-    """Chunks of different streams that an engine may be given at once."""
-    backends = {entry.backend for _, _, entry in manifest.every_engine()}
-    return min([manifest.streams, *(BATCHED.get(backend, 1) for backend in backends)])
+def batch_size(manifest: Manifest, stage: str) -> int:
+    """Chunks of different streams that a stage may be given at once."""
+    backends = {entry.backend for entries in manifest.engines[stage].values() for entry in entries}
+    return min([manifest.streams, *(BATCHED.get((stage, backend), 1) for backend in backends)])
 
 
 def check_config(config: Any) -> None:
@@ -117,7 +121,10 @@ def check_config(config: Any) -> None:
 
 
 def tensor_dims(manifest: Manifest) -> dict[str, list[int]]:
-    """Dimensions of every wire tensor without the batch dimension; frames and prompt bytes of a chunk stay open."""
+    """Dimensions of every wire tensor without the batch dimension.
+
+    Frames and prompt bytes of a chunk stay open, and the tokens of the text, which has none if it is known already.
+    """
     geometry, text = manifest.geometry, manifest.config["text"]
     frames = [-1, geometry.height, geometry.width, 3]
     latent = [geometry.latent_channels, -1, geometry.latent_height, geometry.latent_width]
@@ -125,7 +132,7 @@ def tensor_dims(manifest: Manifest) -> dict[str, list[int]]:
         "frames": frames,
         "edited": frames,
         "prompt": [-1],
-        "text": [text["tokens"], text["width"]],
+        "text": [-1, text["width"]],
         "text_mask": [text["tokens"]],
         "source": latent,
         "latent": latent,
@@ -136,7 +143,8 @@ def stream_parameters(manifest: Manifest, build_id: str) -> dict[str, Any]:
     """What a client reads from the ensemble's configuration."""
     geometry = manifest.geometry
     names = ("first_frames", "steady_frames", "height", "width", "max_chunks")
-    return {name: getattr(geometry, name) for name in names} | {"model": manifest.model, "build": build_id}
+    sizes = {name: getattr(geometry, name) for name in names}
+    return sizes | {"model": manifest.model, "build": build_id, "regions": PREFIX}
 
 
 def _fields(message: "Message") -> Iterator[str]:

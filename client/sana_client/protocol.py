@@ -14,7 +14,10 @@ CLOSE_ID = "close"
 
 @dataclass(frozen=True)
 class StreamInfo:
-    """What a served ensemble says about itself; `streams` counts slots, `stages` are its models in order."""
+    """What a served ensemble says about itself; `streams` counts slots, `stages` are its models in order.
+
+    `regions` is what names of shared memory begin with that it reads frames from, empty if it reads messages only.
+    """
 
     model: str
     first_frames: int
@@ -24,6 +27,7 @@ class StreamInfo:
     max_chunks: int
     streams: int
     stages: tuple[str, ...]
+    regions: str = ""
 
     @classmethod
     def from_parameters(
@@ -36,7 +40,7 @@ class StreamInfo:
             raise ModelError(
                 f"model {model!r} has no usable geometry parameter ({error}): choose an ensemble built by sana-build"
             ) from None
-        return cls(model=model, streams=streams, stages=stages, **sizes)
+        return cls(model=model, streams=streams, stages=stages, regions=parameters.get("regions", ""), **sizes)
 
     def frames(self, index: int) -> int:
         """Pixel frames of the chunk at `index`."""

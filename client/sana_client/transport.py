@@ -1,6 +1,7 @@
 """How frames travel to and from the server: inside the gRPC message, or in shared memory on the same host."""
 
 import os
+import secrets
 from collections.abc import Awaitable, Callable
 from math import prod
 from multiprocessing.shared_memory import SharedMemory
@@ -61,24 +62,27 @@ class MessageTransport:
 
 
 class SharedMemoryTransport:
-    """Frames in two POSIX regions, one in and one out, of one slot per chunk in flight."""
+    """Frames in two POSIX regions, one in and one out, of one slot per chunk in flight.
+
+    A request names their places, and the stages read and write them there; the server itself moves no frames.
+    """
 
     name = "shm"
     note = ""
 
-    def __init__(self, stub: GRPCInferenceServiceStub, slot_bytes: int, slots: int) -> None:
+    def __init__(self, stub: GRPCInferenceServiceStub, prefix: str, slot_bytes: int, slots: int) -> None:
         self._stub = stub
         self._slot_bytes = slot_bytes
         self._regions: dict[str, SharedMemory] = {}
         try:
             for tensor in (FRAMES, EDITED):
-                self._regions[tensor] = _reserve(slot_bytes * slots)
+                self._regions[tensor] = _reserve(prefix + secrets.token_hex(8), slot_bytes * slots)
         except TransportError:
             self._unlink()
             raise
 
     async def register(self) -> None:
-        """Make the server map both regions; raises TransportError when it cannot, as on another host."""
+        """Make the server map both regions, as its stages will; raises TransportError when it cannot."""
         try:
             for region in self._regions.values():
                 request = pb.SystemSharedMemoryRegisterRequest(
@@ -94,22 +98,17 @@ class SharedMemoryTransport:
 
     def put(self, request: pb.ModelInferRequest, slot: int, frames: np.ndarray) -> None:
         self._view(FRAMES, slot, frames.shape)[:] = frames
-        tensor = request.inputs.add(name=FRAMES, datatype="UINT8", shape=frames.shape)
-        self._point(tensor.parameters, FRAMES, slot, frames.nbytes)
-        # An answer is as large as its frames, but a larger room would hide a server that answers too much.
-        self._point(request.outputs.add(name=EDITED).parameters, EDITED, slot, frames.nbytes)
+        for tensor, region in self._regions.items():
+            request.parameters[f"{tensor}_region"].string_param = region.name
+            request.parameters[f"{tensor}_offset"].int64_param = slot * self._slot_bytes
+        MessageTransport().put(request, slot, frames[:, :0])
 
     def take(self, response: pb.ModelInferResponse, slot: int, shape: Shape) -> np.ndarray:
-        _check_size(prod(response.outputs[0].shape), shape)
+        _check_size(prod(response.outputs[0].shape), (*shape[:1], 0, *shape[2:]))
         return self._view(EDITED, slot, shape).copy()
 
     def _view(self, tensor: str, slot: int, shape: Shape) -> np.ndarray:
         return np.ndarray(shape, np.uint8, self._regions[tensor].buf, offset=slot * self._slot_bytes)
-
-    def _point(self, parameters: "pb.ModelInferRequest.ParametersEntry", tensor: str, slot: int, size: int) -> None:
-        parameters["shared_memory_region"].string_param = self._regions[tensor].name
-        parameters["shared_memory_offset"].int64_param = slot * self._slot_bytes
-        parameters["shared_memory_byte_size"].int64_param = size
 
     async def close(self) -> None:
         """Unregister and unlink both regions; a server that is gone has forgotten them by itself."""
@@ -129,10 +128,10 @@ class SharedMemoryTransport:
             region.unlink()
 
 
-def _reserve(size: int) -> SharedMemory:
+def _reserve(name: str, size: int) -> SharedMemory:
     """A new region whose memory is really there: a sparse one would end this process at the first write beyond it."""
     try:
-        region = SharedMemory(create=True, size=size)
+        region = SharedMemory(name, create=True, size=size)
     except OSError as error:
         raise TransportError(f"this host has no POSIX shared memory ({error})") from None
     try:
@@ -160,7 +159,10 @@ async def _message(stub: GRPCInferenceServiceStub, info: StreamInfo, slots: int)
 
 
 async def _shared_memory(stub: GRPCInferenceServiceStub, info: StreamInfo, slots: int) -> Transport:
-    transport = SharedMemoryTransport(stub, prod(info.shape(max(info.first_frames, info.steady_frames))), slots)
+    if not info.regions:
+        raise TransportError(f"model {info.model!r} takes frames in messages only: build its repository again")
+    slot_bytes = prod(info.shape(max(info.first_frames, info.steady_frames)))
+    transport = SharedMemoryTransport(stub, info.regions, slot_bytes, slots)
     await transport.register()
     return transport
 

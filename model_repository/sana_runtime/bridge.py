@@ -20,6 +20,9 @@ def to_numpy(tensor: Any) -> np.ndarray:
 
 def to_triton(pb_utils: Any, name: str, array: np.ndarray) -> Any:
     """The array as an answer's tensor."""
+    if not array.size:
+        # The backend takes the strides that numpy gives an empty array for another order; no item is read here.
+        return pb_utils.Tensor(name, array)
     # DLPack knows no read-only memory, and a cached text tensor or a zero-copy output may be just that.
     writable = np.require(array, requirements=["C", "W"])
     capsule = writable.__dlpack__()

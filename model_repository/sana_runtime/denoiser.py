@@ -34,15 +34,22 @@ class Prompt:
 
 @dataclass(frozen=True)
 class DenoiserState:
-    """What a stream carries through the denoiser; `carried` are the DiT's state tensors by name."""
+    """What a stream carries through the denoiser; `carried` are the DiT's state tensors by name.
+
+    `noise` is that of the next chunk.
+    """
 
     seed: int
     prompt: Prompt
     carried: State
+    noise: np.ndarray
 
 
 class DenoiserStage(StatefulStage[DenoiserState]):
-    """`source` f32 (1, C, T, h, w), `text` f32 (1, L, D) and `text_mask` f32 (1, L) to `latent` of source's shape."""
+    """`source` f32 (1, C, T, h, w), `text` f32 (1, L, D) and `text_mask` f32 (1, L) to `latent` of source's shape.
+
+    Text of no tokens is that of the stream's chunk before.
+    """
 
     def __init__(
         self, engines: Mapping[str, Engine], manifest: Manifest, clock: Callable[[], float] = time.monotonic
@@ -50,6 +57,7 @@ class DenoiserStage(StatefulStage[DenoiserState]):
         super().__init__(engines, manifest, clock)
         self._schedule = streaming_schedule(manifest.steps)
         self._text_shape = (1, manifest.config["text"]["tokens"], manifest.config["text"]["width"])
+        self._steady_shape = self.geometry.latent_shape(self.geometry.chunk(1))
         self._steady_inputs = {spec.name: spec for spec in engines["steady"].inputs}
         self._whole = "noise" in self._steady_inputs
         if "recent_valid" not in self._steady_inputs:
@@ -62,10 +70,13 @@ class DenoiserStage(StatefulStage[DenoiserState]):
         seed = _seed(request, state)
         prompt = yield from self._prompt(request, state)
         feeds = {"source": source, **prompt.outputs, **self._position(chunk)}
-        noise = self.memory.upload(chunk_noise(seed, chunk.index, source.shape))
+        noise = state.noise if state else chunk_noise(seed, chunk.index, source.shape)
         edit = self._edit_whole if self._whole else self._edit_stepwise
-        latent, carried = yield from edit(feeds, state.carried if state else None, noise, request.end)
-        return {"latent": self.memory.download(latent)}, DenoiserState(seed, prompt, carried)
+        carried = state.carried if state else None
+        latent, carried = yield from edit(feeds, carried, self.memory.upload(noise), request.end)
+        # A GPU still computes the latent, which the download waits for.
+        following = chunk_noise(seed, chunk.index + 1, self._steady_shape)
+        return {"latent": self.memory.download(latent)}, DenoiserState(seed, prompt, carried, following)
 
     def placeholder(self) -> Tensors:
         return {"latent": self.empty_latent()}
@@ -107,6 +118,8 @@ class DenoiserStage(StatefulStage[DenoiserState]):
         return {"frame_start": np.array([chunk.start], np.int64), "recent_valid": valid}
 
     def _prompt(self, request: Request, state: DenoiserState | None) -> Steps[Prompt]:
+        if state and not request.tensor("text", "float32", (1, -1, self._text_shape[2])).size:
+            return state.prompt
         text = request.tensor("text", "float32", self._text_shape)
         mask = request.tensor("text_mask", "float32", self._text_shape[:2])
         if state and state.prompt.holds(text, mask):

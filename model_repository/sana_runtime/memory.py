@@ -3,13 +3,15 @@
 What crosses the server's wire is on the host; state stays where its engine computes.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
-from sana_runtime.tensors import TensorSpec
+from sana_runtime.tensors import TensorSpec, dtype_name
 
 Array = Any
 """A numpy array or a torch tensor: either takes `+`, `*` with a float, and has a dtype and a shape."""
@@ -22,8 +24,15 @@ class Memory(Protocol):
         """The values of a host array, here."""
         ...
 
-    def download(self, array: Array) -> np.ndarray:
-        """The values of one of its tensors, on the host."""
+    def download(self, array: Array, into: np.ndarray | None = None) -> np.ndarray:
+        """The values of one of its tensors, on the host: in `into`, which has its shape and type, where that is given.
+
+        All that was computed before is then done, and all uploads are.
+        """
+        ...
+
+    def share(self, array: np.ndarray) -> Callable[[], object]:
+        """Let the device read and write a host array by itself, until what is returned is called."""
         ...
 
     def zeros(self, spec: TensorSpec) -> Array:
@@ -37,11 +46,21 @@ class HostMemory:
     def upload(self, array: np.ndarray) -> np.ndarray:
         return array
 
-    def download(self, array: np.ndarray) -> np.ndarray:
-        return array
+    def download(self, array: np.ndarray, into: np.ndarray | None = None) -> np.ndarray:
+        if into is None:
+            return array
+        np.copyto(into, array, casting="no")
+        return into
+
+    def share(self, array: np.ndarray) -> Callable[[], object]:
+        return _nothing
 
     def zeros(self, spec: TensorSpec) -> np.ndarray:
         return np.zeros(spec.shape, spec.dtype)
+
+
+def _nothing() -> None:
+    """Give back memory that needed no preparation."""
 
 
 class TorchMemory:
@@ -55,9 +74,38 @@ class TorchMemory:
         self._stream = torch.cuda.Stream(device) if device.startswith("cuda") else None
 
     def upload(self, array: np.ndarray) -> Array:
-        host = self._host(array.shape, array.dtype.name)
-        np.copyto(host.numpy(), array)
+        """The card reads a shared array in place, so it must not change before a download is done."""
+        host = self._shared(array)
+        if host is None:
+            host = self._host(array.shape, array.dtype.name)
+            np.copyto(host.numpy(), array)
         return host.to(self.device, non_blocking=True)
+
+    def _shared(self, array: np.ndarray) -> Array | None:
+        """The array as a tensor if it is one that `share` was called for."""
+        import torch
+
+        if self._stream is None or not array.flags.writeable:
+            return None
+        tensor = torch.from_numpy(array)
+        return tensor if tensor.is_pinned() else None
+
+    def share(self, array: np.ndarray) -> Callable[[], object]:
+        if self._stream is None:
+            return _nothing
+        import torch
+
+        library, address = torch.cuda.cudart(), array.ctypes.data
+        if failed := int(library.cudaHostRegister(address, array.nbytes, 0)):
+            warnings.warn(
+                f"the GPU cannot read shared memory by itself (CUDA error {failed}): every chunk is copied once more",
+                stacklevel=2,
+            )
+            # CUDA keeps the error for whoever launches next, which must not be a chunk's engine.
+            with suppress(RuntimeError):
+                torch.ones(1, device=self.device)
+            return _nothing
+        return partial(library.cudaHostUnregister, address)
 
     def _host(self, shape: tuple[int, ...], dtype: str) -> Array:
         """Room on the host that the card reads and writes by itself: a chunk of frames crosses ten times as fast."""
@@ -69,14 +117,14 @@ class TorchMemory:
         """The array itself if it is a tensor, else its upload."""
         return self.upload(array) if isinstance(array, np.ndarray) else array
 
-    def download(self, array: Array) -> np.ndarray:
+    def download(self, array: Array, into: np.ndarray | None = None) -> np.ndarray:
         import torch
 
-        host = self._host(array.shape, str(array.dtype).removeprefix("torch."))
+        host = self._host(array.shape, dtype_name(array)) if into is None else torch.from_numpy(into)
         host.copy_(array, non_blocking=True)
         if self._stream is not None:
             torch.cuda.current_stream().synchronize()
-        return np.asarray(host.numpy())
+        return np.asarray(host.numpy()) if into is None else into
 
     def zeros(self, spec: TensorSpec) -> Array:
         import torch

@@ -14,6 +14,7 @@ from sana_runtime.engine import Engine
 from sana_runtime.errors import RequestError
 from sana_runtime.geometry import Chunk, StreamGeometry
 from sana_runtime.manifest import Manifest
+from sana_runtime.regions import Region, locate
 from sana_runtime.sessions import SessionTable
 from sana_runtime.state import as_inputs, from_outputs
 
@@ -126,25 +127,49 @@ def step(feeds: State, state: State | None) -> Steps[tuple[Tensors, State]]:
     return outputs, {**state, **from_outputs(outputs)}
 
 
-class VAEEncoderStage(StatefulStage[State]):
-    """`frames` u8 (1, F, H, W, 3) to `source` f32 (1, C, T, h, w)."""
+@dataclass(frozen=True)
+class VAEState:
+    """What a stream carries through a part of the VAE: state tensors by name, and where its client keeps frames."""
 
-    def advance(self, state: State | None, chunk: Chunk, request: Request) -> Steps[tuple[Tensors, State]]:
-        frames = request.tensor("frames", "uint8", self.frames_shape(chunk.frames))
-        outputs, state = yield from step({"frames": frames}, state)
-        return {"source": self.memory.download(outputs["source"])}, state
+    carried: State
+    region: Region | None
+
+
+class VAEStage(StatefulStage[VAEState]):
+    """A stage with frames at one side."""
+
+    def place(
+        self, request: Request, tensor: str, chunk: Chunk, state: VAEState | None
+    ) -> tuple[Region, np.ndarray] | tuple[None, None]:
+        """The region and the array in it where the client wants the chunk's frames, if it named one."""
+        held = state.region if state else None
+        return locate(request.parameters, tensor, self.frames_shape(chunk.frames), held, self.memory)
+
+
+class VAEEncoderStage(VAEStage):
+    """`frames` u8 (1, F, H, W, 3), or no frames and their place, to `source` f32 (1, C, T, h, w)."""
+
+    def advance(self, state: VAEState | None, chunk: Chunk, request: Request) -> Steps[tuple[Tensors, VAEState]]:
+        region, frames = self.place(request, "frames", chunk, state)
+        if frames is None:
+            frames = request.tensor("frames", "uint8", self.frames_shape(chunk.frames))
+        outputs, carried = yield from step({"frames": frames}, state.carried if state else None)
+        return {"source": self.memory.download(outputs["source"])}, VAEState(carried, region)
 
     def placeholder(self) -> Tensors:
         return {"source": self.empty_latent()}
 
 
-class VAEDecoderStage(StatefulStage[State]):
-    """`latent` f32 (1, C, T, h, w) to `edited` u8 (1, F, H, W, 3)."""
+class VAEDecoderStage(VAEStage):
+    """`latent` f32 (1, C, T, h, w) to `edited` u8 (1, F, H, W, 3), of no frames where they went to their place."""
 
-    def advance(self, state: State | None, chunk: Chunk, request: Request) -> Steps[tuple[Tensors, State]]:
+    def advance(self, state: VAEState | None, chunk: Chunk, request: Request) -> Steps[tuple[Tensors, VAEState]]:
         latent = request.tensor("latent", "float32", self.geometry.latent_shape(chunk))
-        outputs, state = yield from step({"latent": latent}, state)
-        return {"edited": self.memory.download(outputs["edited"])}, state
+        region, place = self.place(request, "edited", chunk, state)
+        outputs, carried = yield from step({"latent": latent}, state.carried if state else None)
+        edited = self.memory.download(outputs["edited"], place)
+        answer = edited if place is None else np.empty(self.frames_shape(0), np.uint8)
+        return {"edited": answer}, VAEState(carried, region)
 
     def placeholder(self) -> Tensors:
         return {"edited": np.zeros(self.frames_shape(1), np.uint8)}
@@ -153,8 +178,9 @@ class VAEDecoderStage(StatefulStage[State]):
 class TextEncoderStage:
     """`prompt` u8 (1, N), UTF-8 text, to `text` f32 (1, L, D) and `text_mask` f32 (1, L), remembering recent prompts.
 
-    `tokenize` maps a prompt to int64 (1, N) token ids and attention mask. The prompts are remembered here and not in
-    the server's response cache, because a cached answer overtakes the chunks before it and breaks the stream's order.
+    Where the stream's chunk before had the same prompt, `text` is (1, 0, D): the denoiser has it. `tokenize` maps a
+    prompt to int64 (1, N) token ids and attention mask. The prompts are remembered here and not in the server's
+    response cache, because a cached answer overtakes the chunks before it and breaks the stream's order.
     """
 
     def __init__(
@@ -166,6 +192,7 @@ class TextEncoderStage:
         self._engine, self._tokenize = engines["prompt"], tokenize
         self._tokens, self._width = manifest.config["text"]["tokens"], manifest.config["text"]["width"]
         self._encode = lru_cache(PROMPTS_KEPT)(self._run_engine)
+        self._told, self._streams = dict[str, tuple[object, bytes]](), manifest.streams
 
     def run_batch(self, requests: Sequence[Request]) -> list[Answer]:
         """Encode the prompts of chunks; a prompt that changes is rare, so they are encoded one after another."""
@@ -173,12 +200,26 @@ class TextEncoderStage:
 
     def run(self, request: Request) -> Tensors:
         """Encode the prompt of the chunk; a closing request is answered with zeros."""
+        before = self._told.pop(request.correlation, None)
         if request.closing:
-            return {
-                "text": np.zeros((1, self._tokens, self._width), np.float32),
-                "text_mask": np.zeros((1, self._tokens), np.float32),
-            }
-        return dict(self._encode(request.tensor("prompt", "uint8", (1, -1)).tobytes()))
+            return {"text": self._text(self._tokens), "text_mask": np.zeros((1, self._tokens), np.float32)}
+        prompt, index = request.tensor("prompt", "uint8", (1, -1)).tobytes(), request.parameters.get("chunk")
+        answer = dict(self._encode(prompt))
+        self._tell(request, index, prompt)
+        # A chunk that is sent again has its text again: the denoiser may not have seen it the first time.
+        known = type(index) is int and before == (index - 1, prompt) and not request.start
+        return answer | ({"text": self._text(0)} if known else {})
+
+    def _tell(self, request: Request, index: object, prompt: bytes) -> None:
+        """Remember what the denoiser has of this stream once it has seen the chunk."""
+        if request.end or request.correlation in NOBODY:
+            return
+        self._told[request.correlation] = index, prompt
+        if len(self._told) > self._streams:
+            del self._told[next(iter(self._told))]
+
+    def _text(self, tokens: int) -> np.ndarray:
+        return np.zeros((1, tokens, self._width), np.float32)
 
     def _run_engine(self, prompt: bytes) -> Tensors:
         input_ids, attention_mask = self._tokenize(prompt)

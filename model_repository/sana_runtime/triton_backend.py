@@ -134,11 +134,17 @@ class Metrics:
         seconds = self._families["seconds"]
         self._counts = {name: self._families[name].Metric(labels=labels) for name in ("live", "evicted", "broken")}
         self._seconds = seconds.Metric(labels=labels, buckets=list(self.BUCKETS))
+        self._published: dict[str, int] = {}
 
     def update(self, sessions: SessionTable | None, chunks: int, seconds: float) -> None:
-        """Publish the table's counters and the time of the chunks just answered together."""
+        """Publish the time of the chunks just answered together, and those of the table's counters that changed.
+
+        Each is a message to the server, which a chunk waits for.
+        """
         for _ in range(chunks):
             self._seconds.observe(seconds)
         if sessions is not None:
-            for name, metric in self._counts.items():
-                metric.set(getattr(sessions, name))
+            found = {name: getattr(sessions, name) for name in self._counts}
+            for name in [name for name, count in found.items() if self._published.get(name) != count]:
+                self._counts[name].set(found[name])
+            self._published = found

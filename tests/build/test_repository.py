@@ -54,11 +54,11 @@ def test_wire_names_types_and_sizes(built: Path) -> None:
     frames = [-1, 16, 16, 3]
     latent = [CHANNELS, -1, 1, 1]
     assert dims(built, "sana_streaming") == {"frames": frames, "prompt": [-1], "edited": frames}
-    assert dims(built, "text_encoder") == {"prompt": [-1], "text": [TOKENS, WIDTH], "text_mask": [TOKENS]}
+    assert dims(built, "text_encoder") == {"prompt": [-1], "text": [-1, WIDTH], "text_mask": [TOKENS]}
     assert dims(built, "vae_encoder") == {"frames": frames, "text_mask": [TOKENS], "source": latent}
     assert dims(built, "denoiser") == {
         "source": latent,
-        "text": [TOKENS, WIDTH],
+        "text": [-1, WIDTH],
         "text_mask": [TOKENS],
         "latent": latent,
     }
@@ -83,6 +83,7 @@ def test_client_finds_the_geometry_in_the_ensemble(built: Path) -> None:
         "width": "16",
         "max_chunks": "8",
         "model": "fake",
+        "regions": "sana-frames-",
     }
 
 

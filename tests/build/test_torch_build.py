@@ -69,7 +69,8 @@ def test_the_manifest_says_how_far_every_engine_is_and_what_runs_in_which_precis
 
 def test_the_server_gives_a_stage_as_many_streams_as_it_holds(repository: Path) -> None:
     assert "max_batch_size: 3" in (repository / "denoiser" / "config.pbtxt").read_text()
-    assert "max_batch_size: 1" in (repository / "sana_streaming" / "config.pbtxt").read_text()
+    for model in ("text_encoder", "vae_encoder", "vae_decoder", "sana_streaming"):
+        assert "max_batch_size: 1" in (repository / model / "config.pbtxt").read_text()
 
 
 def denoise(stage: object, requests: list[Request]) -> list[np.ndarray]:

@@ -25,6 +25,7 @@ def test_geometry_is_read_from_the_parameters_of_the_ensemble() -> None:
     assert info == INFO
     assert [info.frames(index) for index in range(3)] == [33, 24, 24]
     assert info.shape(24) == (1, 24, 16, 32, 3)
+    assert StreamInfo.from_parameters("ensemble", PARAMETERS | {"regions": "x-"}, 2, ()).regions == "x-"
 
 
 @pytest.mark.parametrize("change", [{"height": "tall"}, {"max_chunks": None}])

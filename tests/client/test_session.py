@@ -2,17 +2,21 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+from tritonclient.grpc import service_pb2
 from tritonclient.grpc.aio import InferenceServerClient
 
 from fakes.tiny_engines import write_fake_repository
 from sana_build.server import Ports, TritonServer
+from sana_client import session as session_module
 from sana_client import transport as transport_module
 from sana_client.errors import (
     ChunkFailed,
@@ -25,6 +29,7 @@ from sana_client.errors import (
     VideoError,
 )
 from sana_client.pipeline import edit
+from sana_client.protocol import ChunkRequest, StreamInfo
 from sana_client.session import Limits, Session, connect
 
 pytestmark = pytest.mark.server
@@ -60,8 +65,8 @@ def nothing_left_behind() -> Iterator[None]:
 
 
 def ours() -> set[str]:
-    """Shared memory regions of Python processes on this host."""
-    return {path.name for path in Path("/dev/shm").glob("psm_*")}
+    """Shared memory regions of clients on this host."""
+    return {path.name for path in Path("/dev/shm").glob("sana-frames-*")}
 
 
 async def registered(url: str) -> list[str]:
@@ -126,9 +131,58 @@ async def test_auto_is_shared_memory_here_and_says_why_when_it_is_not(
     assert await registered(url) == []
 
 
+async def test_a_model_that_reads_no_shared_memory_gets_messages(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_info = session_module.read_info
+
+    async def older(*arguments: Any) -> StreamInfo:
+        return replace(await read_info(*arguments), regions="")
+
+    monkeypatch.setattr(session_module, "read_info", older)
+    async with connect(url) as session:
+        assert "takes frames in messages only" in session.transport.note
+        np.testing.assert_array_equal((await play(session, 1))[0], 255 - source(session, 0))
+    with pytest.raises(TransportError, match="build its repository again"):
+        async with connect(url, transport="shm"):
+            pass
+
+
+async def test_the_server_moves_no_frames_of_a_client_on_its_host(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests: list[service_pb2.ModelInferRequest] = []
+    monkeypatch.setattr(Session, "_post", noting(Session._post, requests))
+    async with connect(url, transport="shm") as session:
+        await play(session, 3)
+        frame = prod(session.info.shape(1))
+        assert all(request.ByteSize() < frame for request in requests)
+        places = {request.parameters["edited_offset"].int64_param for request in requests}
+        assert places == {0, 33 * frame}
+    await all_slots_are_free(url)
+
+
+def noting(post: Callable, requests: list) -> Callable:
+    """`Session._post`, which also keeps what it is told to send."""
+
+    def noted(self: Session, chunk: ChunkRequest, request: service_pb2.ModelInferRequest, slot: int) -> None:
+        if not chunk.close:
+            requests.append(request)
+        post(self, chunk, request, slot)
+
+    return noted
+
+
+async def test_a_region_that_is_gone_breaks_the_stream_with_a_reason(url: str) -> None:
+    async with connect(url, transport="shm") as session:
+        for region in session.transport._regions.values():  # type: ignore[attr-defined]
+            Path("/dev/shm", region.name).rename(f"/dev/shm/{region.name}gone")
+        with pytest.raises(ChunkFailed, match=r"shared memory sana-frames-\w+ cannot be opened here"):
+            await play(session, 1)
+        for region in session.transport._regions.values():  # type: ignore[attr-defined]
+            Path(f"/dev/shm/{region.name}gone").rename(f"/dev/shm/{region.name}")
+    await all_slots_are_free(url)
+
+
 def test_memory_that_is_not_there_is_refused_before_it_is_used() -> None:
     with pytest.raises(TransportError, match="no room for 1099512 MB"):
-        transport_module._reserve(2**40)
+        transport_module._reserve("sana-frames-huge", 2**40)
 
 
 @dataclass(frozen=True)

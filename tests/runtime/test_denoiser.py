@@ -150,3 +150,22 @@ def test_failure_between_steps_leaves_no_half_written_state() -> None:
     with pytest.raises(SequenceError, match="broke at chunk 1"):
         denoise(stage, 1)
     np.testing.assert_array_equal(denoise(stage, 0), denoise(denoiser_stage(), 0))
+
+
+def test_text_of_no_tokens_is_that_of_the_chunk_before() -> None:
+    told, silent = denoiser_stage(), denoiser_stage()
+    for index in range(3):
+        asked = request(
+            index,
+            source=np.zeros(LATENT["first" if index == 0 else "steady"], np.float32),
+            text=np.full((1, 0 if index else TOKENS, WIDTH), 2.0, np.float32),
+            text_mask=np.ones((1, TOKENS), np.float32),
+        )
+        np.testing.assert_array_equal(silent.run(asked)["latent"], denoise(told, index, 2.0))
+    assert len(silent.engines["prompt"].calls) == 1
+
+
+def test_a_stream_cannot_begin_without_text() -> None:
+    tensors = {"source": np.zeros(LATENT["first"], np.float32), "text_mask": np.ones((1, TOKENS), np.float32)}
+    with pytest.raises(RequestError, match="input text is"):
+        denoiser_stage().run(request(0, text=np.zeros((1, 0, WIDTH), np.float32), **tensors))

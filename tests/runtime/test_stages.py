@@ -164,3 +164,35 @@ def test_text_encoder_answers_a_close_without_its_engine() -> None:
     answer = text_stage(engine).run(close())
     assert {name: array.shape for name, array in answer.items()} == {"text": (1, 3, 2), "text_mask": (1, 3)}
     assert not engine.calls
+
+
+def tokens_told(stage: TextEncoderStage, index: int, text: bytes, correlation: str = "7", **options: Any) -> int:
+    """How many tokens of text the stage answers for a chunk; its mask is always there."""
+    answer = stage.run(request(index, correlation, prompt=prompt(text), **options))
+    assert answer["text_mask"].shape == (1, TOKENS)
+    return answer["text"].shape[1]
+
+
+def test_text_is_told_once_per_prompt_of_a_stream() -> None:
+    stage = text_stage(text_engine())
+    told = [tokens_told(stage, index, text) for index, text in enumerate((b"ab", b"ab", b"abc", b"abc", b"ab"))]
+    assert told == [TOKENS, 0, TOKENS, 0, TOKENS]
+
+
+def test_text_is_told_to_every_stream_and_again_at_its_start() -> None:
+    stage = text_stage(text_engine())
+    assert [tokens_told(stage, 0, b"ab", name) for name in "xyx"] == [TOKENS] * 3
+    assert [tokens_told(stage, 1, b"ab", name) for name in "yx"] == [0, 0]
+    assert tokens_told(stage, 2, b"ab", "x", end=True) == 0
+    assert tokens_told(stage, 3, b"ab", "x") == TOKENS
+
+
+def test_text_of_a_chunk_that_is_sent_again_is_told_again() -> None:
+    stage = text_stage(text_engine())
+    assert [tokens_told(stage, index, b"ab") for index in (0, 1, 1, 2, 4)] == [TOKENS, 0, TOKENS, 0, TOKENS]
+
+
+def test_text_of_more_streams_than_there_are_slots_is_told() -> None:
+    stage = text_stage(text_engine())
+    for index in range(2):
+        assert [tokens_told(stage, index, b"ab", name) for name in "xyz"] == [TOKENS] * 3
