@@ -45,7 +45,8 @@ browser:
 		{ $(SUDO) apt-get update && $(APT) chromium; } || echo 'no Chromium: the tests of the page are skipped'
 
 test: setup browser ## run the whole test suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not server' -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m server
 
 style: setup ## check formatting and lint
 	$(BIN)/ruff format --check .

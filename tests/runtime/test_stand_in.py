@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fakes.stand_in import STAGES, corners, write_stand_in
+from fakes.stand_in import BACKEND, STAGES, StandIn, corners, write_stand_in
+from sana_runtime.engine import ENGINES
 from sana_runtime.geometry import StreamGeometry
 from sana_runtime.stages import Request
 from sana_runtime.triton_backend import load_stage
@@ -15,7 +16,10 @@ GEOMETRY = StreamGeometry(64, 32, 128)
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.03])
-def test_corners_of_every_frame_come_back_inverted_after_the_time_that_was_told(tmp_path: Path, seconds: float) -> None:
+def test_corners_of_every_frame_come_back_inverted_after_the_time_that_was_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    monkeypatch.setitem(ENGINES, BACKEND, StandIn)
     told = {stage: dict.fromkeys(variants, seconds) for stage, variants in STAGES.items() if stage != "text_encoder"}
     write_stand_in(tmp_path, GEOMETRY, seconds=told)
     stages = {name: load_stage(name, tmp_path, "1") for name in STAGES}
