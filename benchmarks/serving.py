@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,13 +20,12 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from streaming import stream
 
 from sana_build.bundle import SERVER_VERSION
 from sana_build.plan import STAGES
 from sana_build.server import Ports, TritonServer
-from sana_client.pipeline import Piece, edit
-from sana_client.session import Limits, connect
-from sana_client.stats import between, stage_times
+from sana_client.pipeline import Piece
 from sana_client.video import VideoReader
 from sana_runtime.geometry import StreamGeometry
 from sana_runtime.manifest import Manifest
@@ -64,7 +63,7 @@ def main() -> None:
         runs = {}
         for in_flight in (1, 2):
             with console.status(f"streaming with {in_flight} in flight"):
-                runs[in_flight] = asyncio.run(served(server.grpc_url, pieces, in_flight))
+                runs[in_flight] = served(server.grpc_url, pieces, in_flight)
     for in_flight, run in runs.items():
         if any(not np.array_equal(a, b) for a, b in zip(run.frames, alone.frames, strict=True)):
             sys.exit(f"frames served with {in_flight} in flight differ from the stages alone: no time is reported")
@@ -101,25 +100,11 @@ def in_process(pieces: Sequence[Piece]) -> Run:
     return Run(sum(medians.values()), sum(medians.values()), medians, frames)
 
 
-async def served(url: str, pieces: Sequence[Piece], in_flight: int) -> Run:
+def served(url: str, pieces: Sequence[Piece], in_flight: int) -> Run:
     """The same chunks through the server; a chunk is sent as soon as fewer than `in_flight` are unanswered."""
-
-    async def source() -> AsyncIterator[Piece]:
-        for piece in pieces:
-            yield piece
-
-    frames, latencies, arrivals = [], [], []
-    async with connect(url, limits=Limits(in_flight=in_flight)) as session:
-        before = stage_times(await session.statistics(), session.info.stages)
-        async for _, answer in edit(session, source()):
-            frames.append(answer.frames)
-            latencies.append(answer.seconds)
-            arrivals.append(time.perf_counter())
-        after = stage_times(await session.statistics(), session.info.stages)
-    times = between(before, after)
-    stages = {name: stage.compute / max(stage.requests, 1) for name, stage in times.items()}
-    intervals = np.diff(arrivals)
-    return Run(statistics.median(latencies[SKIPPED:-1]), statistics.median(intervals[SKIPPED:-1]), stages, frames)
+    timing, frames = asyncio.run(stream(url, pieces, in_flight, SKIPPED, np.asarray))
+    stages = {name: stage.compute for name, stage in timing.stages.items()}
+    return Run(timing.latency, timing.interval, stages, frames)
 
 
 def summary(alone: Run, runs: dict[int, Run]) -> dict:
