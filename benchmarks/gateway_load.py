@@ -23,6 +23,7 @@ from websockets.asyncio.client import ClientConnection
 
 from sana_client.gateway.framing import Reader
 from sana_client.gateway.pacing import Cadence
+from sana_runtime.regions import PREFIX
 
 RESULTS = Path(__file__).parent / "results" / "gateway_load.json"
 OVERHEAD = {"gathering": "request_prepare_ms", "encoding": "raw_payload_build_ms", "writing": "ws_write_ms"}
@@ -79,7 +80,7 @@ def megabytes(family: list[psutil.Process]) -> float:
 
 
 def regions() -> int:
-    return len(list(Path("/dev/shm").glob("sana-frames-*")))
+    return len(list(Path("/dev/shm").glob(f"{PREFIX}*")))
 
 
 async def sample(root: psutil.Process, until: float) -> list[dict[str, float]]:

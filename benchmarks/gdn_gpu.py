@@ -8,7 +8,6 @@ import argparse
 import dataclasses
 import itertools
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 import triton
+from records import commit
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
@@ -208,15 +208,12 @@ def tune(precision: str, frames: int, launch: Launch) -> Iterator[tuple[str, Pha
 
 
 def about() -> dict[str, str]:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
     return {
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "triton": triton.__version__,
         "cuda": str(torch.version.cuda),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit(),
     }
 
 

@@ -7,7 +7,6 @@ frames before any time is told; then live streams that each send 24 frames a sec
 import argparse
 import asyncio
 import json
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -19,6 +18,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from records import commit, psnr
 from rich.console import Console
 from streaming import PROMPT, Timing, frames_of, lateness, live, pieces_of, stream
 
@@ -167,11 +167,6 @@ def engine_times(stages: Mapping[str, Any], chunks: Sequence[np.ndarray], way: I
     return {name: median(engine.seconds[SKIPPED - 1 :]) for name, engine in timed.items()}
 
 
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    error = np.mean((a.astype(np.float32) - b.astype(np.float32)) ** 2) / 255**2
-    return float(-10 * np.log10(max(float(error), 1e-10)))
-
-
 def check(what: str, decibels: float) -> None:
     """End the run if two ways gave different frames."""
     if decibels < EQUAL_DB:
@@ -246,16 +241,13 @@ def main() -> None:
 def about(manifest: Manifest) -> dict[str, object]:
     import torch
 
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
     return {
         "gpu": torch.cuda.get_device_name(),
         "model": manifest.model,
         "policy": manifest.policy,
         "checkpoint": manifest.checkpoint,
         "versions": manifest.versions,
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit(),
     }
 
 

@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from records import commit
 from rich.console import Console
 from rich.table import Table
 from streaming import stream
@@ -127,16 +127,13 @@ def summary(alone: Run, runs: dict[int, Run]) -> dict:
 
 
 def provenance() -> dict:
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT, check=False
-    )
     return {
         "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("onnxruntime", "numpy", "tritonclient")}
         | {"triton": SERVER_VERSION},
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
     }
 
 

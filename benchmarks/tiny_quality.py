@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from records import psnr
 from rich.console import Console
 from rich.progress import track
 
@@ -150,12 +151,6 @@ async def answers(session: Session, chunks: list[np.ndarray], prompt: str) -> As
 
     async for _, answer in edit(session, pieces()):
         yield answer.frames
-
-
-def psnr(shown: np.ndarray, truth: np.ndarray) -> float:
-    """Decibels between uint8 videos."""
-    error = np.mean((shown.astype(np.float32) - truth.astype(np.float32)) ** 2) / 255**2
-    return float(-10 * np.log10(max(float(error), 1e-10)))
 
 
 def row(

@@ -115,14 +115,6 @@ def silu(x, FAST: tl.constexpr):
 
 
 @triton.jit
-def store_row(out, fp8, factor, value, gate, y, x, first, channels, inside, p: tl.constexpr, FAST: tl.constexpr):
-    there = (y < p.height) & (x >= 0)
-    at = (first + y * p.width + x) * p.channels + channels
-    gated = value.to(tl.float32) * silu(gate.to(tl.float32), FAST)
-    store_both(out, fp8, gated, factor, at, inside & there)
-
-
-@triton.jit
 def depthwise_glu(
     wide, weight, bias, plain, fp8, factor,
     p: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, STAGES: tl.constexpr,

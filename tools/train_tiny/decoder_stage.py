@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from sana_export.vae import VAE, VAEDecoder
-from train_tiny.model import MODEL, mixed_precision
+from train_tiny.model import MODEL
 from train_tiny.optim import Average, Clock, Curve, Optimizer
 from train_tiny.rollout import Editor, empty_memory, sample
 from train_tiny.scenes import hurried
 from train_tiny.speed import Captured
-from train_tiny.streams import PromptBook, World
+from train_tiny.streams import PairStream, PromptBook, World
 from train_tiny.vae_stage import CROP, FLOOR, PEAK, perturbed
 
 CHUNKS = 3
@@ -45,19 +45,13 @@ class Recorded(NamedTuple):
 @torch.no_grad()
 def record(world: World, vae: VAE, editor: Editor, book: PromptBook) -> Recorded:
     """The first chunks of new streams, edited with the sampler that is served."""
-    scenes = hurried(world.rng, world.scenes(RECORDED))
-    keys = world.keys(scenes)
-    prompt, memory, state, start = editor.prompt(*book.draw(world.rng, keys)), empty_memory(), None, 0
+    streams = PairStream(world, vae, hurried(world.rng, world.scenes(RECORDED)))
+    prompt, memory = editor.prompt(*book.draw(world.rng, streams.keys)), empty_memory()
     chunks = []
-    for index in range(CHUNKS):
-        chunk = MODEL.geometry.chunk(index)
-        pair = world.pair(scenes, keys, range(start, start + chunk.frames))
-        start += chunk.frames
-        with mixed_precision(world.device):
-            latents, state = vae.encoder(torch.cat(pair), state)
-        source, true = latents.float().chunk(2)
-        edited, memory = sample(editor, source, prompt, memory, chunk.start)
-        chunks.append((edited, true, (127.5 * (pair[1] + 1)).round().byte()))
+    for _ in range(CHUNKS):
+        chunk, video = streams.next()
+        edited, memory = sample(editor, chunk.source, prompt, memory, chunk.start)
+        chunks.append((edited, chunk.target, (127.5 * (video + 1)).round().byte()))
     return Recorded(*(torch.cat(parts, 2) for parts in zip(*chunks, strict=True)))
 
 

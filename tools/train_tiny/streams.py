@@ -123,17 +123,19 @@ class ClipPool:
 
 
 class PairStream:
-    """B streams of the same age; each call of `next` renders and encodes one more chunk."""
+    """Streams of B scenes, of the same age; each call of `next` renders and encodes one more chunk."""
 
-    def __init__(self, world: World, vae: VAE, batch: int, switch: float) -> None:
-        self.world, self.vae, self.switch = world, vae, switch
-        self.scenes = world.scenes(batch)
-        self.keys = world.keys(self.scenes)
+    def __init__(self, world: World, vae: VAE, scenes: Scenes, switch: float = 0) -> None:
+        self.world, self.vae, self.scenes, self.switch = world, vae, scenes, switch
+        self.keys = world.keys(scenes)
         self.index = 0
         self.state: State | None = None
 
-    def next(self) -> Chunk:
-        """The next chunk; with probability `switch` every stream gets another edit from here on."""
+    def next(self) -> tuple[Chunk, Tensor]:
+        """The next chunk, and the true edit (B, 3, F, H, W) in [-1, 1] that its target is of.
+
+        With probability `switch` every stream gets another edit from here on.
+        """
         geometry = self.world.geometry
         chunk = geometry.chunk(self.index)
         if self.index and self.world.rng.random() < self.switch:
@@ -144,7 +146,7 @@ class PairStream:
             latents, self.state = self.vae.encoder(torch.cat(pair), self.state)
         source, target = latents.float().chunk(2)
         self.index += 1
-        return Chunk(source, target, self.keys, chunk.start)
+        return Chunk(source, target, self.keys, chunk.start), pair[1]
 
 
 class PairPool:
@@ -160,8 +162,8 @@ class PairPool:
             self.refresh()
 
     def record(self) -> list[Chunk]:
-        stream = PairStream(self.world, self.vae, self.batch, self.switch)
-        return [stream.next() for _ in range(self.length)]
+        stream = PairStream(self.world, self.vae, self.world.scenes(self.batch), self.switch)
+        return [stream.next()[0] for _ in range(self.length)]
 
     def refresh(self) -> None:
         """Replace the oldest batch of streams."""
