@@ -17,16 +17,16 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
 from train_tiny.collect import PACKAGES, VOCABULARY, vocabulary_text
 from train_tiny.decoder_stage import Recorded, RecordedPool, border_weights, decoder_step
-from train_tiny.dit_stage import emphasis, new_editor
+from train_tiny.dit_stage import Lesson, emphasis, new_editor
 from train_tiny.evaluate import LOOP, SHIFT, borders, paired_border_ratio
 from train_tiny.model import MODEL
 from train_tiny.optim import Clock, orthogonalised
-from train_tiny.prompts import CLASSES, COLOURS, PLACES, keys, phrases, reverse
+from train_tiny.prompts import CLASSES, COLOURS, INVERTIBLE, PLACES, keys, phrases, reverse
 from train_tiny.rollout import Editor, attention_biases, empty_memory, resident_sinusoid
 from train_tiny.scenes import HASTE, Renderer, Scenes, draw_scenes, hurried, looped
 from train_tiny.speed import Captured
-from train_tiny.stream_stage import balance
-from train_tiny.streams import World
+from train_tiny.stream_stage import BORDER_WEIGHT, Teacher, balance
+from train_tiny.streams import StillPool, World
 
 ROOT = Path(__file__).parents[2]
 
@@ -123,6 +123,57 @@ def test_in_the_stream_stage_a_small_object_counts_more_also_where_all_else_is_e
     assert torch.allclose(weight.mean(dim=(1, 2, 3, 4)), torch.ones(3))
     assert (weight[:2, 0, 0, 0, 0] > 2 * weight[:2, 0, 0, 5, 5]).all()
     assert weight[2].std() == 0
+
+
+class Adder:
+    """An editor whose velocity is what it is given, noise and source together."""
+
+    def prompt(self, *_: object) -> None:
+        return None
+
+    rope = prompt
+
+    def evaluate(self, latent: torch.Tensor, source: torch.Tensor, *_: object) -> tuple[torch.Tensor, list[GDNCache]]:
+        return latent + source, []
+
+    def write(self, *_: object) -> list[GDNCache]:
+        return []
+
+
+def test_only_an_edit_that_hides_nothing_is_taught_the_way_back() -> None:
+    source, edited = torch.zeros(2, 4, 3, 2, 2), torch.ones(2, 4, 3, 2, 2, requires_grad=True)
+    lesson = Lesson(source, source, torch.zeros(2), (), (), torch.tensor([True, False]))
+    loss, _ = Teacher(Adder(), torch.ones(4, 1, 1, 1), cycle=True).cycle_reverse(lesson, edited, empty_memory())
+    loss.backward()
+    assert edited.grad is not None
+    assert edited.grad.flatten(1).any(1).tolist() == [True, False]
+    assert {"keep", "negative"} <= set(INVERTIBLE) <= set(keys())
+
+
+def test_a_jump_counts_most_from_chunk_to_chunk() -> None:
+    teacher = Teacher(Adder(), torch.ones(1, 1, 1, 1), cycle=False)
+    inside, between = (torch.arange(8).gt(place).float().view(1, 1, 8, 1, 1).split([5, 3], 2) for place in (2, 4))
+    assert torch.isclose(teacher.jumps(list(between)), BORDER_WEIGHT * teacher.jumps(list(inside)))
+
+
+class Blocks:
+    """A VAE whose latent is every sixteenth pixel."""
+
+    @staticmethod
+    def encoder(video: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return video[..., ::16, ::16], None
+
+
+def test_the_two_stills_of_a_scene_name_two_of_its_objects() -> None:
+    world = World(torch.rand(4, 3, 288, 512), 3, MODEL.geometry)
+    world.leaves = 0
+    stills = StillPool(world, Blocks(), 16, 8).draw(8)
+    things = [key.split("/")[1] for key in stills.keys]
+    assert all(one != other for one, other in zip(things[::2], things[1::2], strict=True))
+    assert stills.source.shape == stills.target.shape == (8, 3, 1, 9, 16)
+    one, other = stills.source[::2], stills.source[1::2]
+    assert ((one - other).abs() < 0.02).float().mean() > 0.9
+    assert not torch.allclose(stills.target[::2], stills.target[1::2], atol=0.1)
 
 
 def test_a_step_without_a_gpu_is_the_step_itself() -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,12 +19,12 @@ from sana_export.vae import VAE
 from train_tiny import storage
 from train_tiny.collect import collect
 from train_tiny.decoder_stage import train_decoder
-from train_tiny.dit_stage import BATCH, train_dit
+from train_tiny.dit_stage import SIZES, train_dit
 from train_tiny.evaluate import Judge
 from train_tiny.model import MODEL
 from train_tiny.pictures import build_bank
 from train_tiny.rollout import Editor, adapt_model
-from train_tiny.stream_stage import SHORTEST, train_stream
+from train_tiny.stream_stage import BATCH, SHORTEST, train_stream
 from train_tiny.streams import PromptBook, World
 from train_tiny.vae_stage import new_vae, train_vae
 
@@ -34,7 +35,7 @@ HEAD_START = 60.0
 SAMPLE = 0.02
 """Share of the pictures that a stage needs which learns nothing."""
 
-MINUTES = {"vae": 7.0, "dit": 8.2, "stream": 6.8, "decoder": 3.5, "judge": 0, "ablation": 6.8, "compile": 0}
+MINUTES = {"vae": 7.0, "dit": 9.8, "stream": 6.8, "decoder": 3.0, "judge": 0, "ablation": 6.8, "compile": 0}
 """How long every stage takes, beside some seconds to start and to write."""
 
 CHAIN = ("vae", "dit", "stream", "decoder", "judge")
@@ -109,7 +110,8 @@ def run_compile(work: Work, minutes: float) -> None:
     """Make the steps of the DiT and stream stages once: they will find their kernels in the compiler's cache."""
     world = World(build_bank(work.data, work.device, SAMPLE), SEED, MODEL.geometry)
     vae, book = new_vae(SEED, work.device), work.book()
-    dit, text, _ = train_dit(world, vae, book, minutes, SEED, size=BATCH)
+    few = replace(SIZES, pool=SIZES.batch, still_pool=SIZES.stills)
+    dit, text, _ = train_dit(world, vae, book, minutes, SEED, few)
     train_stream(world, vae, book, (dit, text), minutes, sizes={SHORTEST: BATCH})
 
 
@@ -135,7 +137,9 @@ def run_judge(work: Work, _minutes: float) -> None:
     tables = {"real": judge.table(real=True), "procedural": judge.table(real=False)}
     drift, zeroed = judge.drift(), judge.drift(forget=True)
     state = {"carried": drift[: len(zeroed)], "zeroed": zeroed}
-    figures = {"vae": vae, **tables, "drift": drift, "state": state, "misread": judge.misread()}
+    figures = {"vae": vae, **tables, "drift": drift, "state": state}
+    figures |= {"misread": judge.misread(), "choice": judge.choice()}
+    print({"choice": figures["choice"]}, flush=True)
     work.log("quality", figures)
     judge.sheet(work.folder / "sheet.jpg")
 

@@ -1,25 +1,45 @@
 """Stage 2: flow matching on pairs, already in the streaming layout, with the caches of clean edited chunks."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from sana_export.caches import Cache, Prompt
 from sana_export.dit import DiT
+from sana_export.rope import Rope
 from sana_export.text import TextEncoder, fill_gemma
 from sana_export.vae import VAE
 from train_tiny.model import MODEL
 from train_tiny.optim import Average, Clock, Curve, Optimizer
+from train_tiny.prompts import INVERTIBLE
 from train_tiny.rollout import SCHEDULE, Editor, Memory, empty_memory, leaf, noised, resident
 from train_tiny.speed import Captured, compile_each
 from train_tiny.storage import new_text
-from train_tiny.streams import PairPool, PromptBook, World
+from train_tiny.streams import PairPool, PromptBook, StillPool, World
 
-BATCH = 64
-POOL = 1536
+
+@dataclass(frozen=True)
+class Sizes:
+    """Streams of a step and of their pool, stills of a step and of theirs."""
+
+    batch: int = 64
+    pool: int = 1536
+    stills: int = 256
+    still_pool: int = 8192
+
+
+SIZES = Sizes()
 REFRESH = 24
-"""Streams in the pool, and training steps between two renewals of a batch of them: each is used about twelve times."""
+"""Training steps between two renewals of a batch of streams: each is used about twelve times."""
+
+STILL_BATCH, STILL_REFRESH = 128, 4
+"""Stills that are renewed at once, and training steps between two renewals: each is used about eight times."""
+
+STILL_WEIGHT = 0.5
+"""Of the loss of stills beside that of streams."""
 
 GROUPS = 4
 LENGTH = 4
@@ -75,14 +95,16 @@ Tokens = tuple[Tensor, Tensor]
 class Lesson(NamedTuple):
     """What is learned from one chunk of B streams: its latents (B, C, T, h, w), and where it starts (B,).
 
-    `back` are the instructions that undo `prompt`, where they are asked for.
+    `back` are the instructions that undo `prompt`, where they are asked for, and `whole` (B,) says which edits hide
+    nothing.
     """
 
     source: Tensor
     target: Tensor
     start: Tensor
     prompt: Tokens
-    back: Tokens | None
+    back: Tokens | None = None
+    whole: Tensor | None = None
 
 
 class Group:
@@ -106,8 +128,13 @@ class Group:
         self.index += 1
         start = chunk.start + (self.jumps if chunk.start else torch.zeros_like(self.jumps))
         rng = self.world.rng
-        reverse = book.draw(rng, chunk.reversed_keys) if back else None
-        return Lesson(chunk.source, chunk.target, start, book.draw(rng, chunk.keys), reverse)
+        lesson = Lesson(chunk.source, chunk.target, start, book.draw(rng, chunk.keys))
+        if not back:
+            return lesson
+        whole = torch.tensor([key in INVERTIBLE for key in chunk.keys])
+        return lesson._replace(
+            back=book.draw(rng, chunk.reversed_keys), whole=whole.to(start.device, non_blocking=True)
+        )
 
 
 def sample_times(count: int, device: torch.device) -> Tensor:
@@ -139,61 +166,90 @@ def emphasis(source: Tensor, target: Tensor) -> Tensor:
     return weight / weight.mean(dim=(2, 3, 4), keepdim=True)
 
 
-def flow_matching(editor: Editor, lesson: Lesson, memory: Memory, weights: Tensor) -> tuple[Tensor, Memory]:
-    """The loss of one more chunk, and the memory with its clean target."""
-    _, target, start, tokens, _ = lesson
-    prompt, rope, past = editor.prompt(*tokens), editor.rope(start, target.shape[2]), memory.past()
+def matched(
+    editor: Editor, lesson: Lesson, prompt: Prompt, rope: Rope, past: list[Cache] | None, weights: Tensor
+) -> Tensor:
+    """The loss of flow matching on one chunk."""
+    target = lesson.target
     time, noise = sample_times(len(target), target.device), torch.randn_like(target)
     velocity, _ = editor.evaluate(noised(target, noise, time), lesson.source, time, prompt, rope, past)
-    memory = memory.after(editor.write(target, lesson.source, prompt, rope, past))
     error = (velocity - (noise - target)).square() * weights * emphasis(lesson.source, target)
-    return error.mean(), memory
+    return error.mean()
 
 
-def dit_step(editor: Editor, weights: Tensor) -> Callable[[Lesson, Lesson, Memory], tuple[Tensor, Memory]]:
-    """A step over two chunks, so that what the first one writes is trained for the second one to read."""
+def flow_matching(editor: Editor, lesson: Lesson, memory: Memory, weights: Tensor) -> tuple[Tensor, Memory]:
+    """The loss of one more chunk, and the memory with its clean target."""
+    target, start = lesson.target, lesson.start
+    prompt, rope, past = editor.prompt(*lesson.prompt), editor.rope(start, target.shape[2]), memory.past()
+    loss = matched(editor, lesson, prompt, rope, past, weights)
+    return loss, memory.after(editor.write(target, lesson.source, prompt, rope, past))
 
-    def step(first: Lesson, second: Lesson, memory: Memory) -> tuple[Tensor, Memory]:
+
+def still_matching(editor: Editor, lesson: Lesson, weights: Tensor) -> Tensor:
+    """The loss of single frames, which leave nothing behind."""
+    prompt, rope = editor.prompt(*lesson.prompt), editor.rope(lesson.start, 1)
+    return matched(editor, lesson, prompt, rope, None, weights)
+
+
+def still_lesson(pool: StillPool, book: PromptBook, batch: int) -> Lesson:
+    """Stills with instructions."""
+    stills = pool.draw(batch)
+    start = torch.zeros(batch, dtype=torch.long, device=stills.source.device)
+    return Lesson(stills.source, stills.target, start, book.draw(pool.world.rng, stills.keys))
+
+
+def dit_step(editor: Editor, weights: Tensor) -> Callable[[Lesson, Lesson, Memory, Lesson], tuple[Tensor, Memory]]:
+    """A step over stills and two chunks, so that what the first one writes is trained for the second one to read."""
+
+    def step(first: Lesson, second: Lesson, memory: Memory, stills: Lesson) -> tuple[Tensor, Memory]:
         early, memory = flow_matching(editor, first, memory.map(leaf), weights)
         late, memory = flow_matching(editor, second, memory, weights)
-        loss = (early + late) / 2
+        loss = (early + late) / 2 + STILL_WEIGHT * still_matching(editor, stills, weights)
         loss.backward()
         return loss.detach(), memory.map(Tensor.detach)
 
     return step
 
 
-def rehearse(step: Captured, pool: PairPool, book: PromptBook, batch: int) -> None:
+def rehearse(step: Captured, pool: PairPool, book: PromptBook, batch: int, stills: Lesson) -> None:
     """Make the step at every age of a stream, learning nothing, so that everything is compiled and captured."""
     group = Group(pool, batch)
     while not group.finished:
-        _, group.memory = step(group.next(book), group.next(book), group.memory)
+        _, group.memory = step(group.next(book), group.next(book), group.memory, stills)
         step.clear()
 
 
 def train_dit(
-    world: World, vae: VAE, book: PromptBook, minutes: float, seed: int, batch: int = BATCH, size: int = POOL
+    world: World,
+    vae: VAE,
+    book: PromptBook,
+    minutes: float,
+    seed: int,
+    sizes: Sizes = SIZES,
 ) -> tuple[DiT, TextEncoder, list[dict[str, float]]]:
     """A DiT and a text encoder trained together, and the training curve."""
     editor, clock = new_editor(seed).to(world.device), Clock(minutes)
-    weights, pool = channel_weights(vae, world), PairPool(world, vae, size, LENGTH, batch, SWITCH)
+    weights, pool = channel_weights(vae, world), PairPool(world, vae, sizes.pool, LENGTH, sizes.batch, SWITCH)
+    still_pool = StillPool(world, vae, sizes.still_pool, min(STILL_BATCH, sizes.stills))
     compile_each([*editor.dit.blocks, *editor.text.model.layers], world.device)
     step = Captured(dit_step(editor, weights), editor.parameters())
     optimizer = Optimizer([editor], muon=0.015, adam=2e-3, excluded=EXCLUDED)
     average, curve = Average([editor], 0.998), Curve(clock, 100)
-    rehearse(step, pool, book, batch)
+    rehearse(step, pool, book, sizes.batch, still_lesson(still_pool, book, sizes.stills))
     clock.begin()
-    groups = [Group(pool, batch) for _ in range(GROUPS)]
+    groups = [Group(pool, sizes.batch) for _ in range(GROUPS)]
     while clock.progress < 1:
         turn = curve.step % GROUPS
-        group = groups[turn]
-        loss, group.memory = step(group.next(book), group.next(book), group.memory)
+        group, stills = groups[turn], still_lesson(still_pool, book, sizes.stills)
+        loss, group.memory = step(group.next(book), group.next(book), group.memory, stills)
         norm = optimizer.step(clock.rate)
         average.update()
         curve.add(loss=loss, norm=norm)
         if group.finished:
-            groups[turn] = Group(pool, batch)
+            groups[turn] = Group(pool, sizes.batch)
         if curve.step % REFRESH == 0:
             pool.refresh()
+        if curve.step % STILL_REFRESH == 0:
+            still_pool.refresh()
     average.store()
     return editor.dit, editor.text, curve.points

@@ -14,13 +14,15 @@ from train_tiny.prompts import CLASSES, COLOURS, PLACES
 Look = Callable[[Tensor], Tensor]
 
 TILE = 16
-SHARES = {"style": 0.29, KEEP: 0.06, "recolour": 0.24, "remove": 0.13, "add": 0.16, "background": 0.12}
+SHARES = {"style": 0.25, KEEP: 0.06, "recolour": 0.26, "remove": 0.16, "add": 0.14, "background": 0.13}
 """How often each family is drawn for a scene with objects; without any, only the ones in OPEN are.
 
 Looks are learned soon; which object is meant takes longest.
 """
 
 OPEN = ("style", KEEP, "add")
+REMOVED = 0.4
+"""Share of stills from which the object is removed; in the others its colour changes."""
 
 
 def tint(*colour: float) -> Callable[[Tensor], Tensor]:
@@ -151,3 +153,11 @@ def draw_key(rng: np.random.Generator, thing: str | None) -> str:
         "background": f"background/{PLACES[rng.integers(len(PLACES))]}",
     }
     return options[family]
+
+
+def draw_choices(rng: np.random.Generator, things: list[str]) -> list[str]:
+    """A random edit of every one of the objects."""
+    return [
+        f"remove/{thing}" if rng.random() < REMOVED else f"recolour/{thing}/{list(COLOURS)[rng.integers(len(COLOURS))]}"
+        for thing in things
+    ]

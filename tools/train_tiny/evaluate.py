@@ -12,14 +12,14 @@ from torch import Tensor
 from sana_export.caches import Prompt
 from sana_export.pixels import pixels_to_uint8, uint8_to_pixels
 from sana_export.vae import VAE
-from train_tiny.edits import styled
+from train_tiny.edits import draw_choices, styled
 from train_tiny.model import MODEL
 from train_tiny.phrasings import KEEP, STYLES, UNDO
 from train_tiny.pictures import coloured_noise, gradients
 from train_tiny.prompts import CLASSES, COLOURS, PLACES, phrases
 from train_tiny.prompts import keys as edit_keys
 from train_tiny.rollout import Editor, empty_memory, sample
-from train_tiny.scenes import looped
+from train_tiny.scenes import MOVING, looped
 from train_tiny.streams import PromptBook, World
 from train_tiny.vae_stage import reconstruct
 
@@ -40,6 +40,9 @@ LOOP = (LATE - EARLY) * MODEL.geometry.steady_frames
 PER_KEY = 6
 MISREAD, GROUP = 3.0, 16
 """Decibels from which an instruction counts as misread, and how many edits are tried at once."""
+
+CHOICES, SEEN = 192, -20.0
+"""Scenes in which one of several objects is to be edited, and decibels of change below which nothing is to be done."""
 
 SHIFT = MODEL.geometry.steady_frames // 2
 
@@ -259,6 +262,23 @@ class Judge:
                     if turn < len(row) and drop > MISREAD
                 ]
         return lost
+
+    @torch.no_grad()
+    def choice(self) -> float:
+        """Share of first chunks with two or three objects that have less than half the error once edited.
+
+        If another object than the named one is edited, there is more error than before.
+        """
+        world, hits = held_out_world(self.clip, WORLD_SEED + 4), []
+        for _ in range(CHOICES // GROUP):
+            scenes = world.scenes(GROUP, world.rng.integers(2, MOVING + 1, GROUP))
+            keys = draw_choices(world.rng, [CLASSES[kind] for kind in scenes.kind[:, 0].tolist()])
+            source, target = world.pair(scenes, keys, range(MODEL.geometry.first_frames))
+            source, target = self.vae.encoder(source)[0], self.vae.encoder(target)[0]
+            asked = -decibels((source - target).square().mean(dim=(1, 2, 3, 4)))
+            missed = self.errors(source, target, [int(self.book.rows[True][key][0]) for key in keys])
+            hits.append((missed < asked - MISREAD)[asked > SEEN])
+        return float(torch.cat(hits).float().mean())
 
     def errors(self, source: Tensor, target: Tensor, rows: list[int]) -> Tensor:
         """Decibels (B,) by which latents edited with instructions `rows` of the book miss their target."""

@@ -11,6 +11,9 @@ COLOURS = {
     "purple": (0.55, 0.15, 0.75),
     "white": (0.95, 0.95, 0.95),
 }
+INVERTIBLE = (KEEP, "negative", "night", "sunset", "frozen", "fog")
+"""Edits that leave all of the source to be seen, if darker or paler; the others hide colours, detail or objects."""
+
 PLACES = ("green screen", "white studio", "sunset sky", "night sky", "deep sea")
 
 

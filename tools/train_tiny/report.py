@@ -52,7 +52,8 @@ is the ratio without that.
 
 ![Source, truth and edit at two moments of each stream, in the order of the table](tiny-edits.jpg)
 
-An object is a small part of a frame, so its edits gain least.
+An object is a small part of a frame, so its edits gain least. Which object is meant has to be seen: of held-out
+scenes with two or three objects, offline, {choice} of first chunks show the named one edited, and no other.
 
 {misread}
 
@@ -94,6 +95,7 @@ def main(
         edits=edits(quality["edits"]),
         long_chunks=len(next(iter(quality["long"].values()))),
         long=long_streams(quality["long"]),
+        choice=f"{training['quality']['choice']:.0%}",
         misread=misread(training["quality"]["misread"]),
         cycle=cycle(training),
         state=state(training["quality"]["state"]),

@@ -126,6 +126,14 @@ def looped(scenes: Scenes, frames: int) -> Scenes:
     return with_speeds(scenes, lambda speed: (speed / turn).round().clamp_min(1) * turn)
 
 
+def exchanged(scenes: Scenes) -> Scenes:
+    """The scenes with the first two objects of each in each other's place, so that edits name the other one."""
+    result = scenes.copy()
+    for each in (result.kind, result.visible, result.colour, result.path):
+        each[:, [0, 1]] = each[:, [1, 0]]
+    return result
+
+
 def with_speeds(scenes: Scenes, change: Callable[[Tensor], Tensor]) -> Scenes:
     result = scenes.copy()
     for waves in (result.camera, result.path):

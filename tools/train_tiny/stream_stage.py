@@ -23,8 +23,9 @@ REFRESH = 36
 
 EARLY_WEIGHT = 0.3
 CYCLE_WEIGHT = 0.15
-JUMP_WEIGHT = 0.25
-
+JUMP_WEIGHT, BORDER_WEIGHT = 0.35, 4.0
+"""Of the change of the error from latent to latent, and how much more it counts from chunk to chunk, where the noise is
+another: what the source does not show, an object's background, is imagined anew there."""
 
 BALANCE = 0.75
 """From 0, where every place counts alike, to 1, where all that an edit changes counts as much as all that it leaves."""
@@ -55,14 +56,15 @@ class Teacher:
                 loss = loss + CYCLE_WEIGHT * back
             losses.append(loss)
             errors.append(error)
-        loss = (sum(losses) + JUMP_WEIGHT * self.jumps(torch.cat(errors, 2))) / 2
+        loss = (sum(losses) + JUMP_WEIGHT * self.jumps(errors)) / 2
         loss.backward()
         return loss.detach(), memory.map(Tensor.detach), backward.map(Tensor.detach)
 
     def rollout(self, lesson: Lesson, memory: Memory, early: int) -> tuple[Tensor, Tensor, Tensor, Memory]:
         """A chunk edited in four steps, of which `early` and the last one learn: latent, loss, its error, memory."""
-        source, target, start, tokens, _ = lesson
-        prompt, rope, past = self.editor.prompt(*tokens), self.editor.rope(start, source.shape[2]), memory.past()
+        source, target = lesson.source, lesson.target
+        prompt, rope = self.editor.prompt(*lesson.prompt), self.editor.rope(lesson.start, source.shape[2])
+        past = memory.past()
         latent, loss = torch.randn_like(target), target.new_zeros(())
         weight = self.weights * balance(source, target)
         for index, (time, sigma, following) in enumerate(STEPS):
@@ -77,13 +79,21 @@ class Teacher:
         memory = memory.after(self.editor.write(latent.detach(), source, prompt, rope, past))
         return latent, loss, error, memory
 
-    def jumps(self, error: Tensor) -> Tensor:
-        """How much the error (B, C, T, h, w) changes from latent to latent: what is seen as a jump between chunks."""
-        return ((error[:, :, 1:] - error[:, :, :-1]).square() * self.weights).mean()
+    def jumps(self, errors: list[Tensor]) -> Tensor:
+        """How much the errors (B, C, T, h, w) of two chunks change from latent to latent."""
+        error = torch.cat(errors, 2)
+        weight = error.new_ones(error.shape[2] - 1)
+        weight[errors[0].shape[2] - 1] = BORDER_WEIGHT
+        change = (error[:, :, 1:] - error[:, :, :-1]).square() * self.weights
+        return (change * (weight / weight.mean())[:, None, None]).mean()
 
     def cycle_reverse(self, lesson: Lesson, edited: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        """Flow matching back to the source, given the edited chunk and the reverse prompt; the memory is its own."""
+        """Flow matching back to the source, given the edited chunk and the reverse prompt; the memory is its own.
+
+        An edit that hides something is not taught to bring it back: it would learn to leave traces of it.
+        """
         source = lesson.source
+        edited = torch.where(lesson.whole[:, None, None, None, None], edited, edited.detach())
         prompt, rope = self.editor.prompt(*lesson.back), self.editor.rope(lesson.start, source.shape[2])
         past, time, noise = memory.past(), sample_times(len(source), source.device), torch.randn_like(source)
         velocity, _ = self.editor.evaluate(noised(source, noise, time), edited, time, prompt, rope, past)
