@@ -22,6 +22,7 @@ import dit as transformer
 import gdn_gpu
 import timing
 import vae as autoencoder
+from memory import peak
 from report import Report
 from rich.console import Console
 
@@ -73,24 +74,24 @@ def chunk(precision: str, report: Report) -> None:
     network = transformer.random_dit(MODEL).to(torch.bfloat16)
     engines = transformer.load(network, MODEL, precision)
     del network
-    forget()
+    torch.cuda.empty_cache()
     feeds = transformer.steady_stream(engines, MODEL).feeds()
-    engines["steady"].run(feeds)
-    report.note(f"peak memory, DiT, {precision}", torch.cuda.max_memory_allocated() / 1e9)
+    report.note(f"peak memory, DiT, {precision}", peak(partial(engines["steady"].run, feeds)))
     vae = autoencoder.random_vae(MODEL.vae)
     coders = {part: autoencoder.engines(part, vae, autoencoder.PRODUCTION) for part in autoencoder.PARTS}
     del vae
-    forget()
+    torch.cuda.empty_cache()
     steps = [partial(engines["steady"].run, feeds)]
     steps += [partial(coders[part]["steady"].run, autoencoder.feeds_of(coders[part], "steady")) for part in coders]
-    report.note(f"whole chunk, {precision}", timing.milliseconds(lambda: [step() for step in steps]))
-    report.note(f"peak memory, one stream, {precision}", torch.cuda.max_memory_allocated() / 1e9)
+    whole = partial(in_turn, steps)
+    report.note(f"whole chunk, {precision}", timing.milliseconds(whole))
+    report.note(f"peak memory, one stream, {precision}", peak(whole))
 
 
-def forget() -> None:
-    """Count memory from here on."""
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
+def in_turn(steps: Sequence[Callable[[], object]]) -> None:
+    """What a step returns goes before the next, as a server's stages each replace what they carried."""
+    for step in steps:
+        step()
 
 
 def operators(precision: str, report: Report) -> None:
@@ -132,7 +133,7 @@ def run(names: Sequence[str], report: Report) -> None:
     for name in names:
         began = time.perf_counter()
         PARTS[name](report)
-        forget()
+        torch.cuda.empty_cache()
         report.part(name, time.perf_counter() - began)
 
 

@@ -1,242 +1,132 @@
-"""Forms of the transformer's kernels that candidates.py compares, at the sizes of the production model."""
+"""Forms of the gated delta network that candidates.py compares, at the sizes of the production model."""
 
-import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import candidate_kernels
+import candidate_recurrence
 import gdn_gpu
 import torch
 from torch import Tensor
 
-from sana_kernels import cross, depthwise, naive_dit, naive_layer, rows
-from sana_kernels.dit_shapes import CrossShape, ImageShape, RowShape
-from sana_kernels.launch import Phase
-from sana_kernels.problem import padded
+from sana_kernels import calls, naive_dit, naive_layer
+from sana_kernels.calls import Call
+from sana_kernels.kernels import KERNELS
+from sana_kernels.launch import Launch, Phase, launch_for
+from sana_kernels.launcher import allocate
+from sana_kernels.operands import layer_problem
+from sana_kernels.problem import NARROWEST, Problem
 
-FRAMES, HEIGHT, WIDTH, HEADS, HEAD, FFN, KEYS, WINDOW = 3, 22, 40, 20, 112, 6720, 300, 9680
-FRAME, HIDDEN = HEIGHT * WIDTH, HEADS * HEAD
-TOKENS = FRAMES * FRAME
-STEP = 0.02
-ROUNDED, NARROWED = 6e-3, 0.04
-"""How far a result may be off that is rounded to bfloat16 at the end and between steps, or to E4M3."""
-
-DEVICE, FAST = "cuda", True
-USED = (200, 300)
-"""Keys of a prompt of 200 tokens, and of the longest; FAST is what GPUs do."""
+FRAMES = 3
+LIMITS = gdn_gpu.LAYER_LIMITS | {"E4M3": 0.04}
+DEVICE, SM = "cuda", 90
 
 
 @dataclass(frozen=True)
 class Form:
-    """One way to compute `wanted`: `run` leaves it in `out`, in E4M3 divided by `step`.
+    """One way to compute `wanted`: `run` leaves it in `out`, in E4M3 divided by `step`, off by at most `limit`.
 
-    A phase of several is timed alone; `whole` is then all of them.
+    `states` are those after the chunk, each with what is wanted of it. A phase of several is timed alone; `whole` is
+    then all of them.
     """
 
     name: str
     run: Callable[[], object]
+    whole: Callable[[], object]
     out: Tensor
     wanted: Tensor
-    whole: Callable[[], object] | None = None
-    step: float = STEP
+    states: Sequence[tuple[Tensor, Tensor]]
+    step: float
+    limit: float
 
     def error(self) -> float:
-        (self.whole or self.run)()
-        return gdn_gpu.off(self.out.float() * (self.step if self.narrow else 1), self.wanted)
-
-    @property
-    def narrow(self) -> bool:
-        return self.out.dtype == torch.float8_e4m3fn
+        self.whole()
+        out = gdn_gpu.off(self.out.float() * self.step, self.wanted)
+        return max(out, *(gdn_gpu.off(*pair) for pair in self.states))
 
 
-def draw(*sizes: int) -> Tensor:
-    return torch.randn(*sizes, device=DEVICE).bfloat16()
+@dataclass(frozen=True)
+class Recipe:
+    """What a chain of calls differs in from what ships: nothing.
+
+    `three`: a frame is summed in three programs of one product. Of prepared keys those rotated are always there, those
+    that `lacks` names are not. `ahead`: the scan copies all that it loads ahead; `joined`: and leaves the sum of past
+    and later; `late`: and norms the queries; `early`: a kernel begins before the one in front of it has ended.
+    """
+
+    three: bool = False
+    lacks: tuple[str, ...] = ()
+    ahead: bool = False
+    joined: bool = False
+    late: bool = False
+    early: bool = False
 
 
-def former_kernel(module: str, name: str) -> Any:
-    return getattr(importlib.import_module(f"former_kernels.{module}"), name)
+LEAN = Recipe(True, ("weighted", "keys"), ahead=True)
+RECIPES = {
+    "shipped": Recipe(),
+    "three": Recipe(True, ahead=True),
+    "three, values weighted": Recipe(True, ("weighted",), ahead=True),
+    "lean": LEAN,
+    "three, joined": Recipe(True, ahead=True, joined=True),
+    "lean, joined": replace(LEAN, joined=True),
+    "lean, joined, late": replace(LEAN, joined=True, late=True),
+    "lean, joined, late, early": replace(LEAN, joined=True, late=True, early=True),
+}
+
+LAUNCHES: dict[str, dict[str, Phase]] = {
+    "bf16": {"summaries": Phase(8, 64, 3, 128), "scan": Phase(8, 4, 3, 128), "readout": Phase(8, 64, 1, 80)},
+    "tf32": {"summaries": Phase(8, 32, 2, 128), "scan": Phase(8, 8, 2), "readout": Phase(8, 32)},
+    "fp32": {"summaries": Phase(8, 32, 2), "scan": Phase(8, 8), "readout": Phase(8, 64)},
+}
+"""Of the candidates: with the fewest spills, two programs per multiprocessor where they fit, by ptxas of Triton 3.6."""
+
+COUNT = 16
+"""Rows of q that a program norms beside the scan."""
 
 
-def launcher(kernel: Any, grid: tuple[int, ...], warps: int, stages: int = 1, **arguments: Any) -> Callable[[], object]:
-    """A launch; tensors that it is not given are absent."""
-    known = dict.fromkeys(kernel.arg_names) | arguments
-    return partial(kernel[grid], **known, num_warps=warps, num_stages=stages, enable_fp_fusion=True)
+def launch_of(precision: str, recipe: Recipe) -> Launch:
+    ours = dict(LAUNCHES[precision]) if recipe.three else {}
+    if recipe.joined and precision == "bf16":
+        ours["scan"] = Phase(8, 8, 3, 128)
+    if not recipe.joined:
+        ours.pop("readout", None)
+    return replace(launch_for(SM, precision), **ours)
 
 
-def target(narrow: bool, *shape: int) -> tuple[Tensor, dict[str, Any]]:
-    """An output, and what a kernel is told of it."""
-    out = torch.empty(*shape, device=DEVICE, dtype=torch.float8_e4m3fn if narrow else torch.bfloat16)
-    return out, {"fp8" if narrow else "plain": out, "factor": 1 / STEP}
+def chain(p: Problem, recipe: Recipe, launch: Launch) -> list[tuple[Any, Call]]:
+    """The kernels of a recipe with their launches, in order."""
+    listed = {call.kernel: (KERNELS[call.kernel], call) for call in calls.calls(p, launch)}
+    p = listed["scan"][1].constants["p"]
+    early = {"EARLY": recipe.early}
+
+    def change(name: str, module: Any, grid: tuple[int, int, int], **constants: Any) -> None:
+        listed[name] = getattr(module, name), replace(listed[name][1], grid=grid, constants=constants | early)
+
+    if recipe.three:
+        grid = p.all_tokens, 1 if recipe.late else 2, 1
+        change("prepare", candidate_kernels, grid, epsilon=calls.NORM_EPSILON, p=p)
+        size = {"TOKENS": launch.summaries.size, "STAGES": launch.summaries.stages}
+        change("summaries", candidate_kernels, (p.all_frames, 4, 1), p=p, **size)
+    if recipe.ahead:
+        rows = max(NARROWEST, p.value_pad // launch.scan.size)
+        shares = -(-p.all_tokens // (COUNT * p.streams)) if recipe.late else 0
+        grid = p.streams, p.value_pad // rows + 1 + shares, 1 if recipe.joined else 2
+        size = {"ROWS": rows, "STAGES": launch.scan.stages, "COUNT": COUNT, "JOINED": recipe.joined}
+        change("scan", candidate_recurrence, grid, epsilon=calls.NORM_EPSILON, p=p, **size)
+    if recipe.joined:
+        grid = p.all_frames, -(-p.tokens // launch.readout.size), 1
+        change("readout", candidate_recurrence, grid, epsilon=calls.EPSILON, p=p, TOKENS=launch.readout.size)
+    return list(listed.values())
 
 
-def kind(narrow: bool) -> str:
-    return "E4M3" if narrow else "BF16"
-
-
-def crossing(former: ModuleType | None) -> Iterator[Form]:
-    """Cross-attention, without the norm of its queries."""
-    q, k, v = draw(1, TOKENS, HIDDEN), draw(1, HEADS, KEYS, HEAD), draw(1, HEADS, KEYS, HEAD)
-    inverse = torch.rsqrt(q.float().square().mean(-1) + naive_dit.CROSS_EPSILON)
-    shape = CrossShape(HEADS, HEAD, TOKENS, KEYS)
-    for used, narrow in ((used, narrow) for used in USED for narrow in (False, True)):
-        bias = torch.zeros(1, KEYS, device=DEVICE)
-        bias[:, used:] = -10000.0
-        out, told = target(narrow, 1, TOKENS, HIDDEN)
-        given = {"q": q, "k": k, "v": v, "bias": bias, "inverse": inverse, "p": shape, **told}
-        counted = given | {"used": torch.tensor([used], dtype=torch.int32, device=DEVICE)}
-        form = partial(Form, out=out, wanted=naive_dit.cross_attention(q, k, v, bias))
-        label = f"{kind(narrow)}, {used} keys"
-        if former is not None:
-            run = launcher(former_kernel("cross", "cross_attention"), (-(-TOKENS // 64), HEADS, 1), 4, **given,
-                           QUERIES=64, KEYS=64)  # fmt: skip
-            yield form(f"former q64 k64, {label}", run)
-        for queries, keys, warps, stages, most in CROSS:
-            limit = {"maxnreg": most} if most else {}
-            run = launcher(cross.cross_attention, (-(-TOKENS // queries), HEADS, 1), warps, stages, **counted, **limit,
-                           QUERIES=queries, KEYS=keys)  # fmt: skip
-            yield form(f"q{queries} k{keys} w{warps} s{stages} r{most}, {label}", run)
-        for queries, groups, warps in CHIP:
-            run = launcher(candidate_kernels.cross_on_chip, (groups, HEADS, 1), warps, **given, QUERIES=queries,
-                           KEYS=64, GROUPS=groups)  # fmt: skip
-            yield form(f"on chip q{queries} g{groups} w{warps}, {label}", run)
-
-
-CROSS = ((64, 64, 4, 1, 0), (64, 32, 4, 1, 0), (64, 32, 4, 2, 128), (128, 64, 8, 1, 0), (128, 64, 8, 2, 128),
-         (128, 32, 8, 2, 128))  # fmt: skip
-CHIP = ((64, 6, 4), (128, 6, 8))
-
-
-def rows_of(former: ModuleType | None) -> Iterator[Form]:
-    """The three residuals of a block, with the norm behind two of them."""
-    x, y, more, tail = (draw(1, count, HIDDEN) for count in (TOKENS, TOKENS, TOKENS, FRAME))
-    taps = draw(1, TOKENS, 3 * HIDDEN)
-    gate, shift, scale = (torch.randn(HIDDEN, device=DEVICE).half() for _ in range(3))
-    vectors = {"gate": gate, "shift": shift, "scale": scale}
-    p = RowShape(TOKENS, HIDDEN, FRAMES, FRAME, HIDDEN)
-    uses: dict[str, dict[str, Any]] = {
-        "gate": {"x": x, "y": y, "gate": gate},
-        "norm": {"x": x, "y": y, "shift": shift, "scale": scale},
-        "temporal": {"x": x, "y": y, "more": more, "tail": tail, **vectors},
-    }
-    for (use, given), narrow in ((pair, narrow) for pair in uses.items() for narrow in (False, True)):
-        mixed = naive_dit.mix(y, given.get("more"), given.get("tail"), FRAMES)
-        wanted = naive_dit.residual(x, mixed, given.get("gate"))
-        wanted = naive_dit.modulated_norm(wanted, shift, scale) if use != "gate" else wanted
-        out, told = target(narrow, 1, TOKENS, HIDDEN)
-        constants = {"x_out": torch.empty_like(x), "epsilon": naive_dit.LAYER_NORM_EPSILON, **told}
-        for warps, count in ((4, 1), (8, 1), (2, 1), (4, 2)):
-            run = launcher(rows.residual_norm, (-(-TOKENS // count),), warps, **given, **constants, p=p, ROWS=count)
-            yield Form(f"{use}, {kind(narrow)}, w{warps} x{count}", run, out, wanted)
-        if former is not None:
-            yield former_row(use, narrow, {**given, **constants}, taps, out, wanted)
-
-
-def former_row(use: str, narrow: bool, given: dict[str, Any], taps: Tensor, out: Tensor, wanted: Tensor) -> Form:
-    """Products of the temporal layer in FP8 were not added up before: three shares."""
-    shares = (3 if narrow else 1) if use == "temporal" else 0
-    before = {name: value for name, value in given.items() if name != "more"}
-    if shares:
-        before["taps"] = taps if narrow else given["more"]
-    if shares == 3:
-        parts = taps.float().unflatten(1, (FRAMES, -1)).chunk(3, dim=-1)
-        added = parts[1].clone()
-        added[:, 1:] += parts[0][:, :-1]
-        added[:, :-1] += parts[2][:, 1:]
-        mixed = naive_dit.mix(given["y"], added.flatten(1, 2), given["tail"], FRAMES)
-        wanted = naive_dit.residual(given["x"], mixed, given["gate"])
-        wanted = naive_dit.modulated_norm(wanted, given["shift"], given["scale"])
-    shape = former_kernel("dit_shapes", "RowShape")(TOKENS, HIDDEN, FRAMES, FRAME, HIDDEN, shares)
-    run = launcher(former_kernel("rows", "residual_norm"), (TOKENS,), 4, **before, p=shape, ROWS=1)
-    return Form(f"former {use}, {kind(narrow)}", run, out, wanted)
-
-
-def narrowing(former: ModuleType | None) -> Iterator[Form]:
-    """What writes E4M3 alone, and the join of attention."""
-    x, tail = draw(1, TOKENS, HIDDEN), draw(1, FRAME, HIDDEN)
-    p = RowShape(TOKENS, HIDDEN, FRAMES, FRAME, HIDDEN)
-    stack = torch.empty(1, TOKENS, 3 * HIDDEN, device=DEVICE, dtype=torch.float8_e4m3fn)
-    for warps in (2, 4, 8):
-        run = launcher(rows.stack_frames, (TOKENS,), warps, x=x, tail=tail, out=stack, factor=1 / STEP, p=p)
-        yield Form(f"stacked frames w{warps}", run, stack, naive_dit.stacked(x, tail, FRAMES))
-    parts, lse = draw(4, TOKENS, HIDDEN), torch.randn(4, HEADS, TOKENS, device=DEVICE)
-    gate = draw(1, TOKENS, 4 * HIDDEN)[..., 3 * HIDDEN :]
-    joined = naive_dit.gated(naive_dit.joined(parts, lse), gate)
-    modules = [("", rows)] + ([("former ", importlib.import_module("former_kernels.rows"))] if former else [])
-    for (label, module), narrow, warps in ((m, n, w) for m in modules for n in (False, True) for w in (4, 8)):
-        out, told = target(narrow, 1, TOKENS, HIDDEN)
-        one = RowShape(TOKENS, HIDDEN, 1, TOKENS, HEAD)
-        run = launcher(module.gate_rows, (TOKENS,), warps, x=parts, lse=lse, gate=gate, **told, p=one, ROW=4 * HIDDEN,
-                       PARTS=4, HEADS=padded(HEADS), HEAD=padded(HEAD))  # fmt: skip
-        yield Form(f"{label}join, {kind(narrow)}, w{warps}", run, out, joined)
-        run = launcher(module.gate_rows, (TOKENS,), warps, x=x, **told, p=p, ROW=0, PARTS=1, HEADS=16, HEAD=16)
-        yield Form(f"{label}copy, {kind(narrow)}, w{warps}", run, out, x.float())
-
-
-def stencils(former: ModuleType | None) -> Iterator[Form]:
-    """SiLU, depthwise 3x3, gate."""
-    wide, weight, bias = draw(1, TOKENS, 2 * FFN), draw(9, 2 * FFN), draw(2 * FFN)
-    given = {"wide": wide, "weight": weight, "bias": bias, "p": ImageShape(HEIGHT, WIDTH, FFN), "FAST": FAST}
-    wanted = naive_dit.depthwise_glu(wide, weight, bias, HEIGHT, WIDTH)
-    for narrow in (False, True):
-        out, told = target(narrow, 1, TOKENS, FFN)
-        if former is not None:
-            kernel = former_kernel("depthwise", "depthwise_glu")
-            grid = FRAMES * -(-HEIGHT // 2), -(-FFN // 256)
-            run = launcher(kernel, grid, 1, **given, **told, CHANNELS=256, STAGES=3)
-            yield Form(f"former, {kind(narrow)}", run, out, wanted)
-        for down, across, channels, stages in DEPTHWISE:
-            tiles = FRAMES * -(-HEIGHT // down) * -(-WIDTH // across)
-            size = {"ROWS": down, "COLUMNS": across, "CHANNELS": channels, "STAGES": stages}
-            run = launcher(depthwise.depthwise_glu, (tiles, -(-FFN // channels)), 1, **given, **told, **size)
-            yield Form(f"{down}x{across} c{channels} s{stages}, {kind(narrow)}", run, out, wanted)
-
-
-DEPTHWISE = ((2, 40, 256, 3), (4, 40, 128, 3), (6, 20, 128, 3), (8, 20, 64, 3), (11, 20, 64, 3), (11, 40, 64, 3))
-
-
-class Chain:
-    """The calls of the GDN operator as a package has them, on one set of tensors."""
-
-    def __init__(self, package: str, tensors: Mapping[str, Tensor], out: Tensor, step: float) -> None:
-        self._calls, self._launch, self._launcher, operands = (
-            importlib.import_module(f"{package}.{name}") for name in ("calls", "launch", "launcher", "operands")
-        )
-        given = dict(tensors)
-        if out.dtype == torch.float8_e4m3fn:
-            given["factor"] = torch.tensor([1 / step], device=DEVICE)
-        self._problem = operands.layer_problem("layer", given, FRAMES, "bf16")
-        finals = {f"final_{name}": torch.empty_like(tensors[f"state_{name}"]) for name in ("kv", "z")}
-        self._tensors = {**given, **finals, "out": out, **self._launcher.allocate(self._problem, out.device)}
-
-    def bound(self, **change: Any) -> dict[str, Callable[[], object]]:
-        """Every call by its kernel's name, with some launch parameters changed."""
-        row = replace(self._launch.launch_for(90, "bf16"), **change)
-        return {call.kernel: self._launcher.bind(call, self._tensors) for call in self._calls.calls(self._problem, row)}
-
-
-def operators(former: ModuleType | None) -> Iterator[Form]:
-    """The GDN operator and its phases, each with several launch parameters."""
-    tensors = gdn_gpu.projections(1, FRAMES)
-    exact, _ = naive_layer.gdn_layer_core(*gdn_gpu.wide(tensors, torch.float64), FRAMES)
-    step = float(exact.abs().max()) / naive_dit.E4M3_MAX
-    packages = ["sana_kernels"] + (["former_kernels"] if former else [])
-    for narrow, package in ((narrow, package) for narrow in (False, True) for package in packages):
-        out, _ = target(narrow, 1, TOKENS, HIDDEN)
-        chain = Chain(package, tensors, out, step)
-        form = partial(Form, out=out, wanted=exact, step=step)
-        bound = chain.bound()
-        whole = partial(run_all, list(bound.values()))
-        yield form(f"{package}, {kind(narrow)}", whole)
-        for name, run in bound.items():
-            yield form(f"{package} {name}, {kind(narrow)}", run, whole=whole)
-        for kernel, change in PHASES if package == "sana_kernels" else ():
-            bound = chain.bound(**change)
-            settings = " ".join(str(value) for value in change.values())
-            whole = partial(run_all, list(bound.values()))
-            yield form(f"{kernel} {settings}, {kind(narrow)}", bound[kernel], whole=whole)
+def bind(kernel: Any, call: Call, tensors: Mapping[str, Tensor]) -> Callable[[], object]:
+    """A call as a function without arguments; tensors that it is not given are absent."""
+    operands = {name: tensors.get(name) for name in kernel.arg_names if name not in call.constants}
+    early = {"launch_pdl": True} if call.constants.get("EARLY") and call.kernel != "prepare" else {}
+    return partial(kernel[call.grid], **operands, **call.constants, **call.options, **early)
 
 
 def run_all(functions: list[Callable[[], object]]) -> None:
@@ -244,23 +134,83 @@ def run_all(functions: list[Callable[[], object]]) -> None:
         function()
 
 
-PHASES: list[tuple[str, dict[str, Any]]] = [
-    *(
-        ("summaries", {"summaries": Phase(*row)})
-        for row in ((8, 64, 2), (8, 64, 3), (8, 32, 4), (16, 64, 3), (4, 64, 3))
-    ),
-    *(("scan", {"scan": Phase(*row)}) for row in ((4, 4, 2), (4, 8, 2), (4, 4, 1), (8, 2, 2), (8, 4, 2))),
-    *(
-        ("readout", {"readout": Phase(*row), "programs": programs})
-        for row in ((8, 64), (8, 64, 2), (8, 64, 1, 80), (4, 64), (8, 128))
-        for programs in (4 * 132, 8 * 132)
-    ),
-]
+@dataclass(frozen=True)
+class Case:
+    """Operands of a precision, the result in float64, and where it goes."""
 
-PARTS: dict[str, Callable[[ModuleType | None], Iterator[Form]]] = {
-    "cross-attention": crossing,
-    "residuals": rows_of,
-    "narrowing": narrowing,
-    "depthwise": stencils,
-    "GDN": operators,
-}
+    precision: str
+    tensors: dict[str, Tensor]
+    wanted: Tensor
+    states: Sequence[tuple[Tensor, Tensor]]
+    out: Tensor
+    step: float = 1.0
+
+    @classmethod
+    def draw(cls, precision: str) -> "Case":
+        tensors = gdn_gpu.projections(1, FRAMES)
+        wanted, after = naive_layer.gdn_layer_core(*gdn_gpu.wide(tensors, torch.float64), FRAMES)
+        tensors |= {f"final_{name}": torch.empty_like(tensors[f"state_{name}"]) for name in ("kv", "z")}
+        states = (tensors["final_kv"], after.kv), (tensors["final_z"], after.z)
+        out = torch.empty_like(tensors["q"], memory_format=torch.contiguous_format)
+        return cls(precision, tensors, wanted, states, out)
+
+    def narrow(self) -> "Case":
+        """The same with an output in E4M3."""
+        step = float(self.wanted.abs().max()) / naive_dit.E4M3_MAX
+        factor = {"factor": torch.tensor([1 / step], device=self.out.device)}
+        return replace(self, tensors=self.tensors | factor, out=self.out.to(torch.float8_e4m3fn), step=step)
+
+    @property
+    def label(self) -> str:
+        return self.precision if "factor" not in self.tensors else "E4M3"
+
+    def forms(self, recipe: Recipe, **change: Any) -> tuple[Form, dict[str, Form]]:
+        """The whole chain of a recipe, and every kernel of it by name."""
+        p = layer_problem("layer", self.tensors, FRAMES, self.precision)
+        tensors = self.tensors | allocate(p, self.out.device) | {"out": self.out}
+        if recipe.three:
+            tensors = {name: x for name, x in tensors.items() if name not in recipe.lacks}
+            tensors["inverse_k"] = torch.empty(p.all_tokens, device=self.out.device)
+        row = replace(launch_of(self.precision, recipe), **change)
+        bound = {call.kernel: bind(kernel, call, tensors) for kernel, call in chain(p, recipe, row)}
+        whole = partial(run_all, list(bound.values()))
+        found = {"out": self.out, "wanted": self.wanted, "states": self.states, "step": self.step}
+        form = partial(Form, whole=whole, limit=LIMITS[self.label], **found)
+        return form("", whole), {name: form(name, run) for name, run in bound.items()}
+
+
+def operators() -> Iterator[Form]:
+    """The operator in every recipe, and its kernels; then the kernels with other launch parameters."""
+    cases = {precision: Case.draw(precision) for precision in gdn_gpu.PRECISIONS}
+    for case in (cases["bf16"], cases["bf16"].narrow(), cases["tf32"], cases["fp32"]):
+        for name, recipe in RECIPES.items():
+            whole, parts = case.forms(recipe)
+            yield replace(whole, name=f"{case.label}, {name}")
+            yield from (replace(part, name=f"{case.label}, {name}: {kernel}") for kernel, part in parts.items())
+    for precision, name, kernel, change in PHASES:
+        _, parts = cases[precision].forms(RECIPES[name], **change)
+        settings = " ".join(str(value) for value in change.values())
+        yield replace(parts[kernel], name=f"{precision}, {name}: {kernel} {settings}")
+
+
+def rows(precision: str, recipe: str, kernel: str, *phases: tuple[int, ...]) -> Iterator[Any]:
+    for phase in phases:
+        yield precision, recipe, kernel, {kernel: Phase(*phase)}
+
+
+PHASES: list[tuple[str, str, str, dict[str, Any]]] = [
+    *rows("bf16", "three", "summaries", (8, 64, 2), (8, 64, 3), (8, 64, 4), (8, 128, 2), (4, 64, 3), (16, 64, 3)),
+    *rows("bf16", "lean", "summaries", (8, 64, 2, 128), (8, 64, 4, 128), (8, 64, 3), (16, 64, 3)),
+    *rows("bf16", "three", "scan", (8, 4, 2), (8, 8, 3), (4, 4, 3), (8, 4, 4)),
+    *rows("bf16", "three, joined", "scan", (8, 4, 3, 128), (8, 4, 4), (8, 8, 4, 128), (4, 8, 3)),
+    *rows("bf16", "three, joined", "readout", (8, 64), (4, 64), (4, 64, 1, 160), (4, 32), (8, 128)),
+    *rows("tf32", "three", "summaries", (8, 64, 2), (8, 32, 3, 128), (16, 64, 2)),
+    *rows("tf32", "three, joined", "readout", (8, 64, 1, 128), (8, 32, 1, 80), (4, 32)),
+    *rows("tf32", "shipped", "summaries", (8, 64), (8, 64, 2), (16, 64)),
+    *rows("tf32", "shipped", "readout", (8, 64), (8, 32)),
+    *rows("fp32", "three", "summaries", (8, 32), (8, 16, 3), (16, 32)),
+    *rows("fp32", "shipped", "summaries", (8, 16), (16, 32)),
+    *rows("fp32", "shipped", "scan", (8, 8, 2), (16, 8)),
+    *rows("fp32", "shipped", "readout", (8, 32), (16, 64)),
+    *(("fp32", "shipped", "readout", {"programs": programs}) for programs in (132, 264, 1056)),
+]

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from memory import peak
 from timing import milliseconds
 from torch import Tensor
 from vae_errors import PARTS, PRODUCTION, Engines, check, configured, engines, example, network, random_vae, state_of
@@ -18,6 +19,7 @@ from sana_export.configs import SANA_STREAMING
 from sana_export.vae import VAE
 from sana_gpu import vae_network
 from sana_gpu.vae import prepare_vae
+from sana_gpu.vae_network import InHand
 from sana_gpu.vae_weights import WINOGRAD
 from sana_runtime.geometry import StreamGeometry
 
@@ -43,18 +45,15 @@ def measure(
     """Medians of first and steady chunks (ms), peak memory (GB) and the share of the peak of bf16 products."""
     found = engines(part, random_vae(SANA_STREAMING.vae), size, winograd)
     result: dict[str, Any] = {}
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
     for variant in found:
         feeds = feeds_of(found, variant)
-        torch.cuda.reset_peak_memory_stats()
         time = milliseconds(partial(found[variant].run, feeds))
         work = sum(layer.flops for layer in convolutions(part, size, variant))
         result[variant] = {
             "ms": time,
             "tflop": work / 1e12,
             "share of bf16 peak": work / BF16_PEAK / (time / 1e3),
-            "peak GB": torch.cuda.max_memory_allocated() / 1e9,
+            "peak GB": peak(partial(found[variant].run, feeds)),
         }
         for batch in batches[1:] if variant == "steady" else ():
             result[f"steady, {batch} streams"] = {
@@ -104,10 +103,11 @@ def convolutions(part: str, size: tuple[int, int] = PRODUCTION, variant: str = "
 
     port, real = PORTS[part], vae_network.convolve
     walk = partial(port.walk, outline(weights), config["vae"])
-    _, state = walk(given(port, geometry, 0), {})
+    before = InHand({})
+    walk(given(port, geometry, 0), before)
     vae_network.convolve = record
     try:
-        walk(given(port, geometry, int(variant == "steady")), state if variant == "steady" else {})
+        walk(given(port, geometry, int(variant == "steady")), InHand(before.written if variant == "steady" else {}))
     finally:
         vae_network.convolve = real
     return [replace(layer, count=count) for layer, count in found.items()]
@@ -161,12 +161,13 @@ def table(part: str, variant: str = "steady", size: tuple[int, int] = PRODUCTION
     """Every kind of step of one chunk, in order, with its time in a chunk (ms)."""
     found = engines(part, random_vae(SANA_STREAMING.vae), size)
     feeds = feeds_of(found, variant)
-    for _ in range(2):
-        found[variant].run(feeds)
+    # Without the graph, for the chunk that the engine still points to: its tensors have to live until then.
+    made = found[variant].run(feeds)
     events: list[Any] = []
-    with timed(events):
-        found[variant].run(feeds)
+    with torch.inference_mode(), timed(events):
+        found[variant].compute()
     torch.cuda.synchronize()
+    del made
     steps: dict[tuple[str, str], Step] = {}
     for name, arguments, start, stop in events:
         tensors = [argument for argument in arguments if isinstance(argument, Tensor)]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sana_gpu.denoiser_buffers import Buffers
+from sana_gpu.denoiser_buffers import Buffers, Room
 from sana_gpu.denoiser_layout import Layout
 from sana_gpu.denoiser_prompt import PromptEngine, keys_used
 from sana_gpu.dit import DiT
@@ -34,13 +34,13 @@ class ChunkEngine:
     """
 
     def __init__(
-        self, dit: DiT, layout: Layout, rope: RopeTables, memory: TorchMemory, steady: bool, streams: int
+        self, dit: DiT, layout: Layout, rope: RopeTables, memory: TorchMemory, steady: bool, room: Room
     ) -> None:
         self.memory, self.dit, self._layout, self._rope = memory, dit, layout, rope
         self.inputs, self.outputs = layout.chunk_inputs(steady), layout.chunk_outputs(steady)
         self._tensors = [spec.name for spec in self.inputs if spec.name not in ("frame_start", "recent_valid")]
-        self._steady, self._streams = steady, min(streams, MOST_STREAMS)
-        self.buffers = Buffers(layout, self.inputs, steady, self._streams, memory.device)
+        self._steady, self._streams, self._room = steady, room.streams, room
+        self.buffers = Buffers(layout, self.inputs, steady, room)
         self._graphs = Graphs(memory)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -70,6 +70,7 @@ class ChunkEngine:
             for recent in range(self._layout.slots + 1 if self._steady else 1):
                 for count in sizes(self._streams):
                     self._graphs.get((count, recent), partial(self._compute, count, recent))
+            self._room.forget()
 
     def _check_position(self, feeds: Mapping[str, Array]) -> None:
         start, frames = int(feeds["frame_start"][0]) if self._steady else 0, feeds["noise"].shape[2]
@@ -92,7 +93,8 @@ class ChunkEngine:
         """The chunk of the first `count` streams in the buffers, by the names of the outputs."""
         noise, source = (self.buffers.tensor(name, count) for name in ("noise", "source"))
         latent, state = self.dit.chunk(noise, source, self.buffers.pasts(count, recent), self.scene(count))
-        return {"latent": latent} | {name + OUT: tensor for name, tensor in state.items()}
+        places = self.buffers.update(state, count)
+        return {"latent": latent} | {name + OUT: tensor for name, tensor in places.items()}
 
     def scene(self, count: int) -> Scene:
         """Angles and prompts of the first `count` streams in the buffers."""
@@ -142,8 +144,8 @@ def load_denoiser(
     geometry = layout.geometry
     angles = torch.float16 if dtype == torch.bfloat16 else dtype
     rope = RopeTables(layout.head, dit["max_frames"], geometry.latent_height, geometry.latent_width, angles, device)
+    room = Room(layout, min(config["streams"], MOST_STREAMS), device)
     chunks = {
-        variant: ChunkEngine(model, layout, rope, memory, variant == "steady", config["streams"])
-        for variant in ("first", "steady")
+        variant: ChunkEngine(model, layout, rope, memory, variant == "steady", room) for variant in ("first", "steady")
     }
     return {"prompt": PromptEngine(weights, layout, memory), **chunks}

@@ -12,8 +12,6 @@ from sana_gpu.dit_blocks import Past
 from sana_runtime.state import IN, OUT
 from sana_runtime.tensors import TensorSpec
 
-WINDOW = (".sink_", ".recent_")
-
 LASTING = (".sink_", ".text_")
 """State that is the same tensor in every chunk of a stream."""
 
@@ -33,30 +31,53 @@ def copy(pairs: Sequence[Pair]) -> None:
         torch._foreach_copy_(targets, sources)
 
 
-class Buffers:
-    """Room for `streams` streams in one kind of chunk.
+class Room:
+    """What first and later chunks of `streams` streams have in common: prompts, state, and windows.
 
     A softmax block's window (B, W, C) is in this order: the first chunk, the recent ones that there are, this one.
-    So what is valid lies together, and attention needs no mask.
+    So what is valid lies together, and attention needs no mask. All state but that of windows is updated in place.
     """
 
-    def __init__(self, layout: Layout, inputs: Sequence[TensorSpec], steady: bool, streams: int, device: str) -> None:
-        self._layout, self._steady = layout, steady
-        self._tensors = {
-            spec.name: torch.zeros(streams, *spec.shape[1:], dtype=getattr(torch, spec.dtype), device=device)
-            for spec in inputs
-            if spec.name not in ("frame_start", "recent_valid") and not any(part in spec.name for part in WINDOW)
-        }
-        self._tensors["frame_start"] = torch.zeros(streams, dtype=torch.int64, device=device)
-        shape = streams, layout.sink + (layout.window * layout.chunk if steady else 0), layout.hidden
-        self._windows = {
-            f"block{block:02d}.{slot}_{kind}": torch.zeros(shape, dtype=getattr(torch, layout.dtype), device=device)
-            for block, gdn in enumerate(layout.gdn)
-            for slot in ("recent" if steady else "sink",)
-            for kind in "kv"
-            if not gdn
+    def __init__(self, layout: Layout, streams: int, device: str) -> None:
+        def zeros(dtype: str, *shape: int) -> Tensor:
+            return torch.zeros(streams, *shape, dtype=getattr(torch, dtype), device=device)
+
+        self.streams, self.device = streams, device
+        self.tensors = {spec.name: zeros(spec.dtype, *spec.shape[1:]) for spec in layout.prompt()}
+        self.tensors |= {spec.name + IN: zeros(spec.dtype, *spec.shape[1:]) for spec in layout.state()}
+        rows = layout.sink + layout.window * layout.chunk
+        blocks = [f"block{block:02d}" for block, gdn in enumerate(layout.gdn) if not gdn]
+        self.windows = {
+            f"{block}.{kind}": zeros(layout.dtype, rows, layout.hidden) for block in blocks for kind in "kv"
         }
         self._lying: dict[tuple[str, int], weakref.ref[Tensor]] = {}
+
+    def lies(self, place: tuple[str, int], tensor: Tensor) -> bool:
+        """Whether this tensor, which nobody changes, was the last to be put there."""
+        before = self._lying.get(place)
+        return any(part in place[0] for part in LASTING) and before is not None and before() is tensor
+
+    def put(self, places: Mapping[tuple[str, int], Tensor]) -> None:
+        """Remember what was put where."""
+        self._lying |= {place: weakref.ref(tensor) for place, tensor in places.items()}
+
+    def forget(self) -> None:
+        """Something else may lie there by now."""
+        self._lying.clear()
+
+
+class Buffers:
+    """One kind of chunk in the room that both kinds share."""
+
+    def __init__(self, layout: Layout, inputs: Sequence[TensorSpec], steady: bool, room: Room) -> None:
+        self._layout, self._steady, self._room = layout, steady, room
+        self._tensors = {
+            spec.name: torch.zeros(room.streams, *spec.shape[1:], device=room.device)
+            for spec in inputs
+            if spec.name in ("noise", "source")
+        }
+        self._tensors["frame_start"] = torch.zeros(room.streams, dtype=torch.int64, device=room.device)
+        self._tensors |= {spec.name: room.tensors[spec.name] for spec in inputs if spec.name in room.tensors}
 
     def tensor(self, name: str, count: int) -> Tensor:
         """What the first `count` streams have as their input `name`."""
@@ -70,7 +91,7 @@ class Buffers:
         names = {f"text_{kind}": f"{block}.text_{kind}" for kind in "kv"}
         names |= {"tail": f"{block}.tconv{IN}", "state_kv": f"{block}.state_kv{IN}", "state_z": f"{block}.state_z{IN}"}
         found = {field: self._tensors[name][:count] for field, name in names.items() if name in self._tensors}
-        windows = [window[:count] for name, window in self._windows.items() if name.startswith(block)]
+        windows = [window[:count] for name, window in self._room.windows.items() if name.startswith(block)]
         return Past(**found, **dict(zip(("keys", "values"), windows, strict=False)), start=self._own(recent).start)
 
     def _own(self, recent: int) -> slice:
@@ -79,34 +100,39 @@ class Buffers:
         start = layout.sink + recent * layout.chunk if self._steady else 0
         return slice(start, start + (layout.chunk if self._steady else layout.sink))
 
+    def update(self, state: Mapping[str, Tensor], count: int) -> Tensors:
+        """Put the `state` that the first `count` streams are left with in the place of what they carried."""
+        places = {name: self._room.tensors[name + IN][:count] for name in state}
+        copy([(place, state[name]) for name, place in places.items()])
+        return places
+
     def load(self, feeds: Sequence[Mapping[str, Tensor]], recent: int, starts: Sequence[int]) -> None:
         """Put what the streams are fed to its places, and the frames they start at.
 
         A prompt or a sink that lies there already stays.
         """
+        if not self._steady:
+            # The keys of these chunks come to where the sink of another stream lies.
+            self._room.forget()
         for index, start in enumerate(starts):
             # A kernel that fills, as a copy from the host would wait for the GPU.
             self._tensors["frame_start"][index].fill_(start)
         places = {(name, index): tensor for index, one in enumerate(feeds) for name, tensor in one.items()}
-        moving = {place: tensor for place, tensor in places.items() if not self._lies(place, tensor)}
+        moving = {place: tensor for place, tensor in places.items() if not self._room.lies(place, tensor)}
         copy([pair for (name, index), tensor in moving.items() for pair in self._places(name, tensor, index, recent)])
-        self._lying |= {place: weakref.ref(tensor) for place, tensor in moving.items()}
-
-    def _lies(self, place: tuple[str, int], tensor: Tensor) -> bool:
-        """Whether this tensor, which nobody changes, was the last to be put there."""
-        before = self._lying.get(place)
-        return any(part in place[0] for part in LASTING) and before is not None and before() is tensor
+        self._room.put(moving)
 
     def _places(self, name: str, tensor: Tensor, index: int, recent: int) -> list[Pair]:
         """Where a feed goes; of recent chunks only those that there are."""
         if name in self._tensors:
             return [(self._tensors[name][index], tensor[0])]
-        sink, rows = self._layout.sink, recent * self._layout.chunk
-        if ".sink_" in name:
-            window = self._windows[name.removesuffix(IN).replace(".sink_", ".recent_")][index]
-            return [(self._heads(window[:sink]), tensor[0])]
-        window = self._windows[name.removesuffix(IN)][index]
-        return [(self._heads(window[sink : sink + rows]), tensor[0][:, tensor.shape[2] - rows :])]
+        block, slot = name.removesuffix(IN).split(".")
+        part, kind = slot.split("_")
+        rows = self._room.windows[f"{block}.{kind}"][index]
+        sink, valid = self._layout.sink, recent * self._layout.chunk
+        if part == "sink":
+            return [(self._heads(rows[:sink]), tensor[0])]
+        return [(self._heads(rows[sink : sink + valid]), tensor[0][:, tensor.shape[2] - valid :])]
 
     def results(self, index: int, feeds: Mapping[str, Tensor], made: Mapping[str, Tensor], recent: int) -> Tensors:
         """Copies of what one stream has `made` (B, ...), and the keys and values that it has from now on.
@@ -116,7 +142,8 @@ class Buffers:
         found = {name: tensor[index : index + 1] for name, tensor in made.items()}
         pairs = [(torch.empty_like(tensor), tensor) for tensor in found.values()]
         results = dict(zip(found, (target for target, _ in pairs), strict=True))
-        for name, window in self._windows.items():
+        for place, window in self._room.windows.items():
+            name = place.replace(".", ".recent_" if self._steady else ".sink_")
             own = self._heads(window[index, self._own(recent)])[None]
             older = feeds[name + IN][:, :, self._layout.chunk :] if self._steady else own[:, :, :0]
             # Token-major like the window, so that the copies back into it are straight ones.

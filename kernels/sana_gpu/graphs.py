@@ -1,6 +1,7 @@
-"""Functions over fixed buffers as CUDA graphs, of which one engine has one per kind of call."""
+"""Functions as CUDA graphs, of which one engine has one per kind of call."""
 
 from collections.abc import Callable, Hashable
+from functools import cache
 from typing import Any
 
 import torch
@@ -8,11 +9,21 @@ import torch
 from sana_runtime.memory import TorchMemory
 
 Function = Callable[[], Any]
-"""Reads and writes tensors that stay where they are, and returns tensors of its own; no value on the host matters."""
+"""Reads and writes tensors that stay where they are, or that it finds by an address on the GPU, and returns tensors of
+its own; no value on the host matters."""
+
+
+@cache
+def pool(device: str) -> Any:
+    """Where all graphs of a device keep what they allocate: room for the largest of them serves all.
+
+    Capture that one first: room is split for smaller tensors, and not joined for larger ones.
+    """
+    return torch.cuda.graph_pool_handle()
 
 
 class Graphs:
-    """Captured functions by key. They share one memory pool, so they must run one after another.
+    """Captured functions by key. Those of one device must run one after another, as they do in the memory's stream.
 
     On a CPU a function is its own graph.
     """
@@ -20,13 +31,12 @@ class Graphs:
     def __init__(self, memory: TorchMemory) -> None:
         self._memory = memory
         self._captured: dict[Hashable, Function] = {}
-        self._pool: Any = None
 
     def get(self, key: Hashable, function: Function) -> Function:
         """What runs `function` again and returns the same tensors, with new values, each time.
 
-        The first call of a key runs `function` once for what it compiles and allocates, and records it: fill its
-        buffers afterwards. Call this, and what it returns, inside `memory.stream()`.
+        The first call of a key runs `function` once for what it compiles and allocates, and records it: buffers that
+        it changes are to be filled afterwards. Call this, and what it returns, inside `memory.stream()`.
         """
         if not self._memory.device.startswith("cuda"):
             return function
@@ -37,9 +47,8 @@ class Graphs:
     def _capture(self, function: Function) -> Function:
         function()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=torch.cuda.current_stream()):
+        with torch.cuda.graph(graph, pool=pool(self._memory.device), stream=torch.cuda.current_stream()):
             results = function()
-        self._pool = self._pool or graph.pool()
 
         def replay() -> Any:
             graph.replay()

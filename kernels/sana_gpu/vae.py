@@ -1,4 +1,4 @@
-"""Engines of the VAE's encoder and decoder on a GPU, in the shapes of the first and of every later chunk."""
+"""Engines of the VAE's encoder and decoder on a GPU: a CUDA graph for the first and one for every later chunk."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sana_gpu.addresses import AddressTable
+from sana_gpu.graphs import Graphs
 from sana_gpu.limits import memory_levers
-from sana_gpu.vae_network import Tensors, decode, encode
+from sana_gpu.vae_network import Carried, InHand, Tensors, decode, encode
 from sana_gpu.vae_weights import prepare_vae
 from sana_runtime.engine import check_feeds
 from sana_runtime.errors import EngineError, choose
@@ -21,7 +23,7 @@ __all__ = ["VAEEngine", "load_vae", "prepare_vae"]
 
 MOST_STREAMS = 8
 
-Walk = Callable[[Tensors, Mapping[str, Any], Tensor, Tensors], tuple[Tensor, Tensors]]
+Walk = Callable[[Tensors, Mapping[str, Any], Tensor, Carried], Tensor]
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,26 @@ class Port:
 PORTS = {"vae_encoder": Port("frames", "source", encode), "vae_decoder": Port("latent", "edited", decode)}
 
 
+@dataclass(frozen=True)
+class ByAddress:
+    """Carried frames where a call's table says that they are; a first chunk has none of the chunk before."""
+
+    table: AddressTable
+    at_start: bool
+
+    def read(self, name: str, into: Tensor) -> None:
+        self.table.fetch(name + IN, into[None])
+
+    def write(self, name: str, frames: Tensor) -> None:
+        self.table.leave(name + OUT, frames[None])
+
+
 class VAEEngine:
     """One part in the shapes of one kind of chunk.
 
     `frames` u8 (1, F, H, W, 3) to `source` f32 (1, C, T, h, w), or `latent` f32 to `edited` u8. State is the last two
     input frames of each convolution, (1, 2, H', W', C) with the decoder's halo: NAME.in, which the first chunk has
-    none of, and NAME.out.
+    none of, and NAME.out. The graph reads and writes the streams' own tensors, so it holds no state.
     """
 
     def __init__(
@@ -50,9 +66,13 @@ class VAEEngine:
     ) -> None:  # fmt: skip
         """`given` and `state` are of the shapes and types the engine takes; a first chunk has no state."""
         self.memory, self._port, self._weights, self._config = memory, port, weights, config
-        made, written = port.walk(outline(weights), config, given, {name: x[0] for name, x in state.items()})
+        carried = InHand({name: x[0] for name, x in state.items()})
+        made = port.walk(outline(weights), config, given, carried)
         self.inputs = (spec(port.given, given), *(spec(name + IN, x) for name, x in state.items()))
-        self.outputs = (spec(port.made, made), *(spec(name + OUT, x[None]) for name, x in written.items()))
+        self.outputs = (spec(port.made, made), *(spec(name + OUT, x[None]) for name, x in carried.written.items()))
+        self._table = AddressTable((*self.inputs, *self.outputs), memory.device)
+        self._carried = ByAddress(self._table, at_start=not state)
+        self._graphs = Graphs(memory)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Raises EngineError naming the tensor that is missing, unknown or misshapen."""
@@ -69,15 +89,22 @@ class VAEEngine:
             return [self._run(one) for one in feeds]
 
     def warm(self) -> None:
-        """Compile its kernels and let cuDNN choose its own, so that no chunk waits for that."""
+        """Compile its kernels, let cuDNN choose its own, and capture the graph, so that no chunk waits for that."""
         self.run({spec.name: self.memory.zeros(spec) for spec in self.inputs})
 
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        tensors = {name: self.memory.as_tensor(array) for name, array in feeds.items()}
-        given = tensors.pop(self._port.given)
-        past = {name.removesuffix(IN): tensor[0] for name, tensor in tensors.items()}
-        made, written = self._port.walk(self._weights, self._config, given, past)
-        return {self._port.made: made, **{name + OUT: tensor[None] for name, tensor in written.items()}}
+        given = {name: self._table.fit(self.memory.as_tensor(array)) for name, array in feeds.items()}
+        made = {spec.name: self.memory.empty(spec) for spec in self.outputs}
+        self._table.point({**given, **made})
+        self._graphs.get("chunk", self.compute)()
+        return made
+
+    def compute(self) -> None:
+        """The chunk whose tensors the table points to, as it is recorded; they have to live."""
+        given = self.memory.empty(self.inputs[0])
+        self._table.fetch(self._port.given, given)
+        made = self._port.walk(self._weights, self._config, given, self._carried)
+        self._table.leave(self._port.made, made)
 
 
 def load_vae(part: str, config: Mapping[str, Any], weights: Tensors, device: str) -> dict[str, VAEEngine]:
@@ -90,8 +117,9 @@ def load_vae(part: str, config: Mapping[str, Any], weights: Tensors, device: str
     torch.backends.cudnn.benchmark = True
     geometry = StreamGeometry(**config["geometry"])
     first, later = (example(port, geometry, index) for index in range(2))
-    _, written = port.walk(outline(weights), config["vae"], first, {})
-    state = {name: tensor[None] for name, tensor in written.items()}
+    carried = InHand({})
+    port.walk(outline(weights), config["vae"], first, carried)
+    state = {name: tensor[None] for name, tensor in carried.written.items()}
     common = weights, config["vae"], memory
     return {"first": VAEEngine(port, first, {}, *common), "steady": VAEEngine(port, later, state, *common)}
 

@@ -1,8 +1,9 @@
 """One chunk of one stream through the VAE: convolutions, and between them one pass over memory each."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,21 +21,47 @@ Values = Callable[..., tuple[Tensor, Tensor | None]]
 """Makes the input of the next convolution, and returns with it the sum it started from if that is kept."""
 
 
-class Chunk:
-    """Walks a chunk from convolution to convolution; what a convolution made waits for the pass that reads it.
+class Carried(Protocol):
+    """The last two input frames of every convolution (2, H', W', C) by name, of the chunk before and of this one."""
 
-    `past` holds the last two input frames of every convolution (2, H', W', C) by name, and is empty at the start of a
-    stream; `written` is filled with those of this chunk.
-    """
+    @property
+    def at_start(self) -> bool:
+        """Whether there is no chunk before."""
+        ...
 
-    def __init__(self, weights: Tensors, past: Tensors, halo: bool) -> None:
-        self.weights, self.past, self.halo = weights, past, halo
-        self.written: dict[str, Tensor] = {}
-        self._waiting: Values | None = None
+    def read(self, name: str, into: Tensor) -> None:
+        """Those of the chunk before, which there has to be."""
+        ...
+
+    def write(self, name: str, frames: Tensor) -> None:
+        """Keep the values of `frames`, part of a tensor that is not to be kept."""
+        ...
+
+
+@dataclass(frozen=True)
+class InHand:
+    """Carried frames as tensors: `past`, empty at the start of a stream, and `written`, filled with this chunk's."""
+
+    past: Tensors
+    written: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def at_start(self) -> bool:
         return not self.past
+
+    def read(self, name: str, into: Tensor) -> None:
+        into.copy_(self.past[name])
+
+    def write(self, name: str, frames: Tensor) -> None:
+        self.written[name] = frames.clone()
+
+
+class Chunk:
+    """Walks a chunk from convolution to convolution; what a convolution made waits for the pass that reads it."""
+
+    def __init__(self, weights: Tensors, carried: Carried, halo: bool) -> None:
+        self.weights, self.carried, self.halo = weights, carried, halo
+        self._waiting: Values | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -49,10 +76,13 @@ class Chunk:
         """The convolution `name` of what waits: its output, the input it read, and the sum that was kept."""
         values, self._waiting = self._waiting, None
         assert values is not None, "a convolution without input"
-        buffer, kept = values(past=self.past.get(name), lead=lead, halo=self.halo, **how)
+        start = self.carried.at_start
+        buffer, kept = values(start=start, lead=lead, halo=self.halo, **how)
         # Not left to the closure: the tensors in it are as large as the buffer.
         del values
-        self.written[name] = buffer[-CONTEXT:].clone()
+        if not start:
+            self.carried.read(name, buffer[:lead])
+        self.carried.write(name, buffer[-CONTEXT:])
         made = convolve(buffer, self.weights[name + ".weight"], pad=not self.halo)
         self._waiting = partial(_sum, made, self.bias(name), self.dtype)
         return made, buffer, kept
@@ -72,7 +102,7 @@ class Chunk:
 
     def resize(self, kind: str, name: str, stride: Sequence[int]) -> None:
         """A convolution and a change of resolution, "down" or "up", beside a skip."""
-        spare = stride[0] - 1 if self.at_start else 0
+        spare = stride[0] - 1 if self.carried.at_start else 0
         lead = CONTEXT + spare if kind == "down" else CONTEXT
         made, before, _ = self.conv(name, lead)
         drop = spare if kind == "up" else 0
@@ -85,9 +115,9 @@ class Chunk:
         return y, self.bias(name)
 
 
-def encode(weights: Tensors, config: Mapping[str, Any], frames: Tensor, past: Tensors) -> tuple[Tensor, Tensors]:
-    """uint8 frames (1, F, H, W, 3) to the normalised latent (1, C, T, h, w) in float32, and the state."""
-    chunk = Chunk(weights, past, halo=False)
+def encode(weights: Tensors, config: Mapping[str, Any], frames: Tensor, carried: Carried) -> Tensor:
+    """uint8 frames (1, F, H, W, 3) to the normalised latent (1, C, T, h, w) in float32."""
+    chunk = Chunk(weights, carried, halo=False)
     chunk.begin(partial(_frames, frames[0], config["patch"], chunk.dtype))
     chunk.conv("conv_in")
     stages = zip(config["encoder_widths"], config["encoder_layers"], config["downsample"], strict=False)
@@ -97,12 +127,12 @@ def encode(weights: Tensors, config: Mapping[str, Any], frames: Tensor, past: Te
     chunk.resnets("mid_block", config["encoder_layers"][-1])
     y, bias = chunk.end("conv_out")
     latent = (y.float() + bias - weights["latents_mean"]) / weights["latents_std"]
-    return latent.permute(3, 0, 1, 2)[None].contiguous(), chunk.written
+    return latent.permute(3, 0, 1, 2)[None].contiguous()
 
 
-def decode(weights: Tensors, config: Mapping[str, Any], latent: Tensor, past: Tensors) -> tuple[Tensor, Tensors]:
-    """Normalised latent (1, C, T, h, w) in float32 to uint8 frames (1, F, H, W, 3), and the state."""
-    chunk = Chunk(weights, past, halo=True)
+def decode(weights: Tensors, config: Mapping[str, Any], latent: Tensor, carried: Carried) -> Tensor:
+    """Normalised latent (1, C, T, h, w) in float32 to uint8 frames (1, F, H, W, 3)."""
+    chunk = Chunk(weights, carried, halo=True)
     latent = latent[0].permute(1, 2, 3, 0) * weights["latents_std"] + weights["latents_mean"]
     zero = torch.zeros_like(weights["latents_mean"])
     chunk.begin(partial(_sum, (latent.to(chunk.dtype).contiguous(), None), zero, chunk.dtype))
@@ -113,28 +143,28 @@ def decode(weights: Tensors, config: Mapping[str, Any], latent: Tensor, past: Te
         chunk.resize("up", f"up_blocks.{index}.upsamplers.0.conv", STRIDES[kind])
         chunk.resnets(f"up_blocks.{index}", count)
     y, bias = chunk.end("conv_out")
-    return conv_pixels(y, bias, config["patch"])[None], chunk.written
+    return conv_pixels(y, bias, config["patch"])[None]
 
 
 def _sum(
     made: Made, bias: Tensor, dtype: torch.dtype, skip: Tensor | None = None, *,
-    past: Tensor | None, lead: int, halo: bool, norm: bool = False, keep: bool = False,
+    start: bool, lead: int, halo: bool, norm: bool = False, keep: bool = False,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     y, size = made
     if size is None:
-        return conv_input(y, bias, skip, past, lead, halo, norm, keep), y if keep else None
-    buffer, kept = conv_unfold(y, bias, skip, past, size, dtype, lead, halo, norm, keep)
+        return conv_input(y, bias, skip, start, lead, halo, norm, keep), y if keep else None
+    buffer, kept = conv_unfold(y, bias, skip, start, size, dtype, lead, halo, norm, keep)
     return buffer, (kept if skip is None else skip) if keep else None
 
 
 def _resized(
     kind: str, made: Made, bias: Tensor, before: Tensor, stride: Sequence[int], drop: int, *,
-    past: Tensor | None, lead: int, halo: bool, norm: bool = False, keep: bool = False,
+    start: bool, lead: int, halo: bool, norm: bool = False, keep: bool = False,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    return conv_resized(kind, made[0], bias, before, list(stride), past, lead, halo, norm, drop)
+    return conv_resized(kind, made[0], bias, before, list(stride), start, lead, halo, norm, drop)
 
 
 def _frames(
-    frames: Tensor, patch: int, dtype: torch.dtype, *, past: Tensor | None, lead: int, halo: bool
+    frames: Tensor, patch: int, dtype: torch.dtype, *, start: bool, lead: int, halo: bool
 ) -> tuple[Tensor, None]:
-    return conv_frames(frames, patch, past, dtype), None
+    return conv_frames(frames, patch, start, dtype), None

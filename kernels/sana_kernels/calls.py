@@ -4,7 +4,7 @@ Needs neither torch nor Triton: the operator, the compiler of cubins and the plu
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sana_kernels.launch import Launch, Phase
@@ -62,6 +62,7 @@ def workspace(p: Problem) -> dict[str, Buffer]:
 
 def calls(p: Problem, launch: Launch) -> list[Call]:
     """The launches in order."""
+    p = replace(p, threefold=launch.threefold)
     rows = max(NARROWEST, p.value_pad // launch.scan.size)
     blocks = -(-p.tokens // launch.readout.size)
     splits = min(blocks, -(-launch.programs // p.all_frames))

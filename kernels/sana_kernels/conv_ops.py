@@ -58,34 +58,35 @@ def _naive_fill(p: Fill, y: Tensor, bias: Tensor, skip: Tensor | None, buffer: T
 
 
 def _fill(
-    p: Fill, y: Tensor, bias: Tensor, skip: Tensor | None, past: Tensor | None, kept: Tensor | None, dtype: torch.dtype
+    p: Fill, y: Tensor, bias: Tensor, skip: Tensor | None, start: bool, kept: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    """A new buffer with its leading frames: `past`, or at the start of a stream its first frame again."""
+    """A new buffer, whose leading frames are the first one again at the `start` of a stream, and else not written."""
     buffer = torch.empty(p.buffer_shape, dtype=dtype, device=y.device)
     (run_fill if y.is_cuda else _naive_fill)(p, y, bias, skip, buffer, kept)
-    buffer[: p.lead] = buffer[p.lead : p.lead + 1] if past is None else past
+    if start:
+        buffer[: p.lead] = buffer[p.lead : p.lead + 1]
     return buffer
 
 
 @torch.library.custom_op("sana::conv_input", mutates_args=("y",))
 def conv_input(
-    y: Tensor, bias: Tensor, skip: Tensor | None, past: Tensor | None, lead: int, halo: bool, norm: bool, keep: bool
+    y: Tensor, bias: Tensor, skip: Tensor | None, start: bool, lead: int, halo: bool, norm: bool, keep: bool
 ) -> Tensor:
     """The input of a convolution: y + bias (+ skip), normed over channels and passed through SiLU if `norm`.
 
-    y, skip (F, H, W, C), bias (C,); `past` are the `lead` frames before it (lead, H', W', C), None at the start of a
-    stream. Returns (lead + F, H', W', C), one row and column larger on each side if `halo`, reflected. With `keep`, y
-    becomes the sum. Raises KernelError for other shapes and types.
+    y, skip (F, H, W, C), bias (C,). Returns (lead + F, H', W', C), one row and column larger on each side if `halo`,
+    reflected. The leading frames are the first again at the `start` of a stream, and else not written: what the chunk
+    before left belongs there. With `keep`, y becomes the sum. Raises KernelError for other shapes and types.
     """
     frames, height, width, channels = check_planes("conv_input", y=y)
     p = Fill("sum", frames, height, width, channels, lead, int(halo), norm, keep, skip is not None)
-    check_fill("conv_input", p, y.dtype, bias, skip, past)
-    return _fill(p, y, bias, skip, past, y if keep else None, y.dtype)
+    check_fill("conv_input", p, y.dtype, bias, skip)
+    return _fill(p, y, bias, skip, start, y if keep else None, y.dtype)
 
 
 @torch.library.custom_op("sana::conv_unfold", mutates_args=("skip",))
 def conv_unfold(
-    m: Tensor, bias: Tensor, skip: Tensor | None, past: Tensor | None, size: Sequence[int], dtype: torch.dtype,
+    m: Tensor, bias: Tensor, skip: Tensor | None, start: bool, size: Sequence[int], dtype: torch.dtype,
     lead: int, halo: bool, norm: bool, keep: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """As conv_input, of Winograd products m (36, rows, C) that unfold to `size` frames, rows and columns, in `dtype`.
@@ -93,15 +94,15 @@ def conv_unfold(
     With `keep`, the sum is skip afterwards, or, without one, the second result (F, H, W, C).
     """
     p = unfold_problem(m, size, skip is not None, lead, halo, norm, keep)
-    check_fill("conv_unfold", p, dtype, bias, skip, past)
+    check_fill("conv_unfold", p, dtype, bias, skip)
     alone = keep and skip is None
     kept = m.new_empty((p.frames, p.height, p.width, p.channels) if alone else (0,), dtype=dtype)
-    return _fill(p, m, bias, skip, past, (kept if alone else skip) if keep else None, dtype), kept
+    return _fill(p, m, bias, skip, start, (kept if alone else skip) if keep else None, dtype), kept
 
 
 @torch.library.custom_op("sana::conv_resized", mutates_args=())
 def conv_resized(
-    kind: str, y: Tensor, bias: Tensor, before: Tensor, stride: Sequence[int], past: Tensor | None,
+    kind: str, y: Tensor, bias: Tensor, before: Tensor, stride: Sequence[int], start: bool,
     lead: int, halo: bool, norm: bool, drop: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """As conv_input, of a change of resolution, and the sum before the norm (F, H, W, C).
@@ -111,19 +112,18 @@ def conv_resized(
     """
     p = resized_problem(kind, y, before, stride, lead, halo, norm, drop)
     check_bias("conv_resized", bias, y.shape[-1])
-    check_buffer("conv_resized", p, y.dtype, past)
+    check_buffer("conv_resized", p)
     kept = y.new_empty(p.frames, p.height, p.width, p.channels)
-    return _fill(p, y, bias, before, past, kept, y.dtype), kept
+    return _fill(p, y, bias, before, start, kept, y.dtype), kept
 
 
 @torch.library.custom_op("sana::conv_frames", mutates_args=())
-def conv_frames(frames: Tensor, patch: int, past: Tensor | None, dtype: torch.dtype) -> Tensor:
+def conv_frames(frames: Tensor, patch: int, start: bool, dtype: torch.dtype) -> Tensor:
     """8-bit frames (F, H, W, 3) as the input of the first convolution (2 + F, H/p, W/p, 3 p p), in [-1, 1]."""
     p = frames_problem(frames, patch)
     check_contiguous("conv_frames", frames=frames)
     no_bias = torch.empty(0, dtype=dtype, device=frames.device)
-    check_past("conv_frames", p, past, dtype)
-    return _fill(p, frames, no_bias, None, past, None, dtype)
+    return _fill(p, frames, no_bias, None, start, None, dtype)
 
 
 @torch.library.custom_op("sana::conv_pixels", mutates_args=())
@@ -139,7 +139,7 @@ def conv_pixels(y: Tensor, bias: Tensor, patch: int) -> Tensor:
 
 @conv_input.register_fake
 def _(
-    y: Tensor, bias: Tensor, skip: Tensor | None, past: Tensor | None, lead: int, halo: bool, norm: bool, keep: bool
+    y: Tensor, bias: Tensor, skip: Tensor | None, start: bool, lead: int, halo: bool, norm: bool, keep: bool
 ) -> Tensor:
     frames, height, width, channels = y.shape
     return y.new_empty(Fill("sum", frames, height, width, channels, lead, int(halo), norm, keep).buffer_shape)
@@ -147,7 +147,7 @@ def _(
 
 @conv_unfold.register_fake
 def _(
-    m: Tensor, bias: Tensor, skip: Tensor | None, past: Tensor | None, size: Sequence[int], dtype: torch.dtype,
+    m: Tensor, bias: Tensor, skip: Tensor | None, start: bool, size: Sequence[int], dtype: torch.dtype,
     lead: int, halo: bool, norm: bool, keep: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     p = unfold_problem(m, size, skip is not None, lead, halo, norm, keep)
@@ -157,7 +157,7 @@ def _(
 
 @conv_resized.register_fake
 def _(
-    kind: str, y: Tensor, bias: Tensor, before: Tensor, stride: Sequence[int], past: Tensor | None,
+    kind: str, y: Tensor, bias: Tensor, before: Tensor, stride: Sequence[int], start: bool,
     lead: int, halo: bool, norm: bool, drop: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     p = resized_problem(kind, y, before, stride, lead, halo, norm, drop)
@@ -165,7 +165,7 @@ def _(
 
 
 @conv_frames.register_fake
-def _(frames: Tensor, patch: int, past: Tensor | None, dtype: torch.dtype) -> Tensor:
+def _(frames: Tensor, patch: int, start: bool, dtype: torch.dtype) -> Tensor:
     return frames.new_empty(frames_problem(frames, patch).buffer_shape, dtype=dtype)
 
 
@@ -231,28 +231,20 @@ def choose_kind(kind: str) -> bool:
     return kind == "up"
 
 
-def check_fill(op: str, p: Fill, dtype: torch.dtype, bias: Tensor, skip: Tensor | None, past: Tensor | None) -> None:
+def check_fill(op: str, p: Fill, dtype: torch.dtype, bias: Tensor, skip: Tensor | None) -> None:
     check_bias(op, bias, p.channels)
-    check_buffer(op, p, dtype, past)
+    check_buffer(op, p)
     if skip is not None:
         check_shape(op, "skip", skip, (p.frames, p.height, p.width, p.channels))
         if skip.dtype != dtype:
             raise KernelError(f"{op}: skip is {skip.dtype}, the values are {dtype}")
 
 
-def check_buffer(op: str, p: Fill, dtype: torch.dtype, past: Tensor | None) -> None:
+def check_buffer(op: str, p: Fill) -> None:
     if p.halo and min(p.height, p.width) < 2:
         raise KernelError(f"{op}: a plane of {p.height}x{p.width} has nothing to reflect, it takes 2x2 or more")
     if p.lead not in (CONTEXT, CONTEXT + 1):
         raise KernelError(f"{op}: {p.lead} leading frames, expected {CONTEXT} or {CONTEXT + 1}")
-    check_past(op, p, past, dtype)
-
-
-def check_past(op: str, p: Fill, past: Tensor | None, dtype: torch.dtype) -> None:
-    if past is not None:
-        check_shape(op, "past", past, (p.lead, *p.buffer_shape[1:]))
-        if past.dtype != dtype:
-            raise KernelError(f"{op}: past is {past.dtype}, the values are {dtype}")
 
 
 def check_planes(op: str, **tensors: Tensor) -> torch.Size:

@@ -121,7 +121,7 @@ def product(
         for step in range(3 * deep):
             v = v_desc.load([place * p.folded + step // deep * p.tiles + row, step % deep * DEPTH])
             u = u_desc.load([place * p.outputs + column, step * DEPTH])
-            total = tl.dot(v, u.T, total)
+            total = tl.dot(v, u.T, total, input_precision="ieee")
         row += place * p.product_rows + first
         if PARTS == 1:
             m_desc.store([row, column], total.to(m_desc.dtype))

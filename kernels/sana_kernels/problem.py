@@ -31,7 +31,8 @@ class Problem:
     """One chunk of `frames` frames of `tokens` tokens. It is a compile-time constant of every kernel.
 
     `fused` operands are raw projections (B, N, C), the others are prepared (B, h, T, S, d). `carried`: there is a
-    state from the chunk before. `own_angles`: every batch row has its own rotary angles.
+    state from the chunk before. `own_angles`: every batch row has its own rotary angles. `threefold`: a product in fp32
+    is three in TF32, as calls of a card whose tensor cores are worth it have it.
     """
 
     # Not `key` and `value`: Triton wraps constants in an object that has a `value` of its own.
@@ -46,6 +47,7 @@ class Problem:
     rows: Rows
     fused: bool = False
     own_angles: bool = False
+    threefold: bool = False
 
     @property
     def streams(self) -> int:

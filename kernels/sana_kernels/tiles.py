@@ -22,6 +22,8 @@ def product(a, b, p: tl.constexpr):
         result = tl.dot(a, b)
     elif p.precision == "tf32":
         result = tl.dot(a, b, input_precision="tf32")
+    elif p.threefold:
+        result = tl.dot(a, b, input_precision="tf32x3")
     else:
         result = tl.dot(a, b, input_precision="ieee")
     return result

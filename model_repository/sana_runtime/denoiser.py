@@ -36,13 +36,13 @@ class Prompt:
 class DenoiserState:
     """What a stream carries through the denoiser; `carried` are the DiT's state tensors by name.
 
-    `noise` is that of the next chunk.
+    `noise` is that of the next chunk, where the engine reads it.
     """
 
     seed: int
     prompt: Prompt
     carried: State
-    noise: np.ndarray
+    noise: Array
 
 
 class DenoiserStage(StatefulStage[DenoiserState]):
@@ -70,16 +70,19 @@ class DenoiserStage(StatefulStage[DenoiserState]):
         seed = _seed(request, state)
         prompt = yield from self._prompt(request, state)
         feeds = {"source": source, **prompt.outputs, **self._position(chunk)}
-        noise = state.noise if state else chunk_noise(seed, chunk.index, source.shape)
+        noise = state.noise if state else self._noise(seed, chunk.index, source.shape)
         edit = self._edit_whole if self._whole else self._edit_stepwise
         carried = state.carried if state else None
-        latent, carried = yield from edit(feeds, carried, self.memory.upload(noise), request.end)
+        latent, carried = yield from edit(feeds, carried, noise, request.end)
         # A GPU still computes the latent, which the download waits for.
-        following = chunk_noise(seed, chunk.index + 1, self._steady_shape)
+        following = self._noise(seed, chunk.index + 1, self._steady_shape)
         return {"latent": self.memory.download(latent)}, DenoiserState(seed, prompt, carried, following)
 
     def placeholder(self) -> Tensors:
         return {"latent": self.empty_latent()}
+
+    def _noise(self, seed: int, chunk: int, shape: tuple[int, ...]) -> Array:
+        return self.memory.upload(chunk_noise(seed, chunk, shape))
 
     def _edit_whole(self, feeds: State, carried: State | None, noise: Array, end: bool) -> Steps[tuple[Array, State]]:
         """The chunk by an engine that holds all steps and the cache pass."""

@@ -6,7 +6,7 @@ What crosses the server's wire is on the host; state stays where its engine comp
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -67,11 +67,8 @@ class TorchMemory:
     """torch tensors on one device, which a GPU engine computes on in a stream of its own."""
 
     def __init__(self, device: str) -> None:
-        import torch
-
         self.device = device
-        # The default stream cannot be captured into a CUDA graph.
-        self._stream = torch.cuda.Stream(device) if device.startswith("cuda") else None
+        self._stream = _stream_of(device) if device.startswith("cuda") else None
 
     def upload(self, array: np.ndarray) -> Array:
         """The card reads a shared array in place, so it must not change before a download is done."""
@@ -127,9 +124,13 @@ class TorchMemory:
         return np.asarray(host.numpy()) if into is None else into
 
     def zeros(self, spec: TensorSpec) -> Array:
+        return self.empty(spec).zero_()
+
+    def empty(self, spec: TensorSpec) -> Array:
+        """A tensor of any values, here."""
         import torch
 
-        return torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype), device=self.device)
+        return torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device=self.device)
 
     @contextmanager
     def stream(self) -> Iterator[int]:
@@ -154,6 +155,17 @@ class TorchMemory:
 
         name = torch.cuda.get_device_name(self.device) if self._stream else self.device
         return "".join(letter if letter.isalnum() else "-" for letter in name)
+
+
+@cache
+def _stream_of(device: str) -> Any:
+    """The stream of all engines on a device: what one frees is room for the next, which waits for it anyway.
+
+    Not the default stream, which cannot be captured into a CUDA graph.
+    """
+    import torch
+
+    return torch.cuda.Stream(device)
 
 
 def local_architecture() -> int | None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from dit_cases import Stream, engine_config, engines, model, together
+from recorded import record
 from torch import Tensor
 
 from sana_export.configs import StreamConfig
@@ -98,6 +99,30 @@ def test_another_session_does_not_leak_in(dit: DiT) -> None:
     for index, wanted in enumerate(reference(dit, 1)):
         assert_near(mine.step(*chunks(1)[index]), wanted)
         other.step(*chunks(2)[index])
+
+
+def test_recorded_chunks_serve_all_streams(dit: DiT, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = engines(dit, model())
+    record((loaded["first"], loaded["steady"]), monkeypatch)
+    seeds, kept = (1, 2), []
+    streams = [Stream(loaded, *text_and_mask(seed)) for seed in seeds]
+    wanted = [reference(dit, seed) for seed in seeds]
+    for step in range(6):
+        # The second begins between two chunks of the first, which has its window in the room of both by then.
+        for stream, seed, delay in zip(streams, seeds, (0, 2), strict=True):
+            if (index := step - delay) in range(4):
+                latent = stream.step(*chunks(seed)[index])
+                kept += [(latent, latent.clone()), *((x, x.clone()) for x in stream.state.values())]
+                assert_near(latent, wanted[seed - 1][index])
+    assert all(torch.equal(now, then) for now, then in kept)
+
+
+def test_a_call_leaves_its_state_unchanged(dit: DiT) -> None:
+    stream = Stream(engines(dit, model()), *text_and_mask(1))
+    stream.step(*chunks(1)[0])
+    feeds = stream.feeds(*chunks(1)[1])
+    once, again = (stream.engines["steady"].run(feeds) for _ in range(2))
+    assert all(torch.equal(once[name], again[name]) for name in once)
 
 
 def test_what_an_engine_returns_is_what_it_says(dit: DiT) -> None:

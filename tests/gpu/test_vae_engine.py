@@ -1,10 +1,13 @@
 """The VAE's GPU engines on a CPU: the exported network's numbers, chunk by chunk, for several streams at once."""
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
+from recorded import record
 from torch import Tensor
 
 from micro import MICRO
@@ -146,6 +149,52 @@ def test_a_call_leaves_its_state_unchanged(part: str) -> None:
     once, again = found["steady"].run(feeds), found["steady"].run(feeds)
     assert all(torch.equal(once[name], again[name]) for name in once)
     assert all(torch.equal(state[name], before[name]) for name in state)
+
+
+@pytest.mark.parametrize("winograd", [{}, EVERYWHERE], ids=["direct", "winograd"])
+@pytest.mark.parametrize("part", PARTS)
+def test_a_recorded_chunk_serves_all_streams(
+    part: str, winograd: dict[str, tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vae = network(MICRO)
+    alone = [stream(engines(part, vae, MICRO, winograd=winograd), seed) for seed in range(3)]
+    found = engines(part, vae, MICRO, winograd=winograd)
+    recorder = record(found.values(), monkeypatch)
+    streams: list[list[dict[str, Tensor]]] = [[], [], []]
+    for step in range(CHUNKS + 2):
+        # Each stream begins when the one before is a chunk further.
+        for seed, results in enumerate(streams):
+            if (index := step - seed) in range(CHUNKS):
+                engine = found["steady" if index else "first"]
+                feeds = {engine.inputs[0].name: given(engine, 100 * seed + index)}
+                results.append(engine.run(feeds | (carried(results[-1]) if index else {})))
+    # Looked at in the end: no later chunk may have written to what an earlier one gave away.
+    for results, expected in zip(streams, alone, strict=True):
+        for got, wanted in zip(results, expected, strict=True):
+            assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+    first, steady = recorder.pools
+    assert first is steady
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_an_engine_keeps_nothing_of_a_stream(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = engines(part, network(MICRO), MICRO)
+    record(found.values(), monkeypatch)
+    results = stream(found)
+    held = [weakref.ref(tensor.untyped_storage()) for outputs in results for tensor in outputs.values()]
+    del results
+    assert not any(reference() is not None for reference in held)
+
+
+def test_feeds_may_lie_anywhere() -> None:
+    found = engines("vae_encoder", network(MICRO), MICRO)
+    frames, state = given(found["steady"], 1), carried(stream(found)[0])
+    shifted = np.concatenate([np.zeros(1, np.uint8), frames.numpy().ravel()])[1:].reshape(frames.shape)
+    scattered = {name: tensor.mT.contiguous().mT for name, tensor in state.items()}
+    wanted, got = (
+        found["steady"].run(feeds) for feeds in ({"frames": frames, **state}, {"frames": shifted, **scattered})
+    )
+    assert all(torch.equal(got[name], wanted[name]) for name in wanted)
 
 
 def test_weights_beyond_the_range_of_float16_are_left_to_cudnn() -> None:

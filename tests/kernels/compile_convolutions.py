@@ -12,6 +12,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from sana_kernels import address_ops, by_address
 from sana_kernels.conv import FOLD_WARPS, tile_for
 from sana_kernels.conv_fill import fill, mirror, pixels
 from sana_kernels.conv_ops import WARPS
@@ -26,7 +27,7 @@ UP = Fill("up", 24, 176, 320, 128, 2, 1, True, True, True, 2, 2, 2, 0, 256, 1)
 POINTERS = {
     "buffer_ptr": "*bf16", "kept_ptr": "*bf16", "y_ptr": "*bf16", "skip_ptr": "*bf16", "bias_ptr": "*fp32",
     "m_ptr": "*fp16", "v_ptr": "*fp16", "u_ptr": "*fp16", "w_ptr": "*fp16", "x_ptr": "*bf16", "frames_ptr": "*u8",
-    "first": "i32",
+    "first": "i32", "into_ptr": "*bf16", "from_ptr": "*bf16", "table_ptr": "*i64", "slot": "i32", "size": "i32",
 }  # fmt: skip
 
 
@@ -57,6 +58,8 @@ def compiled(sm: int) -> dict[str, int]:
         "unfold": shared(unfold, sm, {"p": UNFOLD, "TILES": UNFOLD.tile_block}, UNFOLD.tile_warps),
         **{name: shared(fill, sm, {"p": p, "PIXELS": p.block}, WARPS) for name, p in fills.items()},
         "mirror": shared(mirror, sm, {"p": SUM, "PIXELS": SUM.block}, WARPS),
+        "fetch": shared(by_address.fetch, sm, {"BLOCK": address_ops.BLOCK}, address_ops.WARPS),
+        "leave": shared(by_address.leave, sm, {"BLOCK": address_ops.BLOCK}, address_ops.WARPS),
         "pixels": shared(pixels, sm, {"p": Patches(24, 176, 320, 4), "BLOCK": 2048}, WARPS),
     }
 

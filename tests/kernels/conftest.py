@@ -7,6 +7,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from triton._C.libtriton.ir import INPUT_PRECISION
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 DOT, CAST = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
@@ -20,8 +21,28 @@ def widened(operand: TensorHandle) -> TensorHandle:
     return TensorHandle((operand.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
 
 
-def create_dot(self: InterpreterBuilder, a: TensorHandle, b: TensorHandle, *rest: Any) -> TensorHandle:
-    return DOT(self, widened(a), widened(b), *rest)
+def cut(x: np.ndarray) -> np.ndarray:
+    """What tensor cores take of float32 numbers as TF32."""
+    return (np.ascontiguousarray(x).view(np.uint32) & 0xFFFFE000).view(np.float32)
+
+
+def parts(operand: TensorHandle) -> tuple[TensorHandle, TensorHandle]:
+    """The nearest TF32 numbers, and what is left."""
+    large = cut((np.ascontiguousarray(operand.data).view(np.uint32) + 0x1000).view(np.float32))
+    return TensorHandle(large, tl.float32), TensorHandle(cut(operand.data - large), tl.float32)
+
+
+def create_dot(
+    self: InterpreterBuilder, a: TensorHandle, b: TensorHandle, total: TensorHandle, precision: Any, *rest: Any
+) -> TensorHandle:
+    """The interpreter multiplies float32 numbers in full."""
+    a, b = widened(a), widened(b)
+    if a.dtype.scalar == tl.float32 and precision == INPUT_PRECISION.TF32:
+        a, b = (TensorHandle(cut(operand.data), tl.float32) for operand in (a, b))
+    elif a.dtype.scalar == tl.float32 and precision == INPUT_PRECISION.TF32x3:
+        (a, small_a), (b, small_b) = parts(a), parts(b)
+        total = DOT(self, small_a, b, DOT(self, a, small_b, total, precision, *rest), precision, *rest)
+    return DOT(self, a, b, total, precision, *rest)
 
 
 def cast_impl(self: InterpreterBuilder, source: TensorHandle, wanted: tl.dtype) -> TensorHandle:

@@ -102,7 +102,7 @@ def test_products_unfold_into_the_next_input(
     p = unfold_problem(m, size, residual, 2, halo, True, residual)
     sum_wanted = conv_naive.unfold(m, *size) + bias + (0 if skip is None else skip)
     in_place = None if skip is None else skip.clone()
-    wanted, kept_wanted = conv_unfold(m, bias, in_place, None, size, torch.float32, 2, halo, True, True)
+    wanted, kept_wanted = conv_unfold(m, bias, in_place, True, size, torch.float32, 2, halo, True, True)
     assert off(kept_wanted if in_place is None else in_place, sum_wanted) < 1e-7
     got, kept = torch.zeros(p.buffer_shape, device=device), torch.zeros(*size, 24, device=device)
     run_fill(p, m.to(device), bias.to(device), skip if skip is None else skip.to(device), got, kept)
@@ -132,4 +132,4 @@ def test_refused_by_name(message: str, call) -> None:  # type: ignore[no-untyped
 def test_operator_carries_shapes_without_values() -> None:
     torch.library.opcheck(winograd, (draw(3, 4, 4, 8), draw(9, 128, 3, 8), True))
     m, skip = draw(36, 4, 8), draw(1, 5, 7, 8, seed=1)
-    torch.library.opcheck(conv_unfold, (m, draw(8), skip, None, [1, 5, 7], torch.float32, 2, True, True, True))
+    torch.library.opcheck(conv_unfold, (m, draw(8), skip, True, [1, 5, 7], torch.float32, 2, True, True, True))

@@ -101,53 +101,48 @@ def test_pixels_are_clamped(device: torch.device) -> None:
     assert set(got.flatten().tolist()) == {0, 127, 191, 255}
 
 
-def test_the_past_is_the_start_repeated_or_what_was_carried() -> None:
-    y, bias, carried = draw(2, 3, 4, 8), torch.zeros(8), draw(2, 5, 6, 8, seed=1)
-    start = conv_input(y.clone(), bias, None, None, 3, True, False, False)
+def test_leading_frames_are_the_first_again_at_the_start() -> None:
+    y, bias = draw(2, 3, 4, 8), torch.zeros(8)
+    start = conv_input(y.clone(), bias, None, True, 3, True, False, False)
     assert start.shape == (5, 5, 6, 8)
     assert all(torch.equal(start[lead], start[3]) for lead in range(3))
-    later = conv_input(y.clone(), bias, None, carried, 2, True, False, False)
-    assert torch.equal(later[:2], carried)
+    later = conv_input(y.clone(), bias, None, False, 2, True, False, False)
     assert torch.equal(later[2:], start[3:])
 
 
 def test_a_kept_sum_replaces_y() -> None:
     y, skip = draw(1, 2, 3, 8), draw(1, 2, 3, 8, seed=1)
     kept = y.clone()
-    conv_input(kept, torch.ones(8), skip, None, 2, False, True, True)
+    conv_input(kept, torch.ones(8), skip, True, 2, False, True, True)
     assert torch.allclose(kept, y + skip + 1)
 
 
 REFUSED = {
-    "y is torch.float64": (lambda: conv_input(draw(1, 2, 2, 8).double(), draw(8), None, None, 2, True, True, True)),
-    r"y has shape \(2, 2, 8\)": (lambda: conv_input(draw(2, 2, 8), draw(8), None, None, 2, True, True, True)),
-    "y has strides": (lambda: conv_input(draw(1, 2, 8, 2).mT, draw(8), None, None, 2, True, True, True)),
-    "bias has shape": (lambda: conv_input(draw(1, 2, 2, 8), draw(4), None, None, 2, True, True, True)),
+    "y is torch.float64": (lambda: conv_input(draw(1, 2, 2, 8).double(), draw(8), None, True, 2, True, True, True)),
+    r"y has shape \(2, 2, 8\)": (lambda: conv_input(draw(2, 2, 8), draw(8), None, True, 2, True, True, True)),
+    "y has strides": (lambda: conv_input(draw(1, 2, 8, 2).mT, draw(8), None, True, 2, True, True, True)),
+    "bias has shape": (lambda: conv_input(draw(1, 2, 2, 8), draw(4), None, True, 2, True, True, True)),
     "bias is torch.bfloat16": (
-        lambda: conv_input(draw(1, 2, 2, 8), draw(8).bfloat16(), None, None, 2, True, True, True)
+        lambda: conv_input(draw(1, 2, 2, 8), draw(8).bfloat16(), None, True, 2, True, True, True)
     ),
-    "skip has shape": (lambda: conv_input(draw(1, 2, 2, 8), draw(8), draw(1, 2, 8), None, 2, True, True, True)),
-    "past has shape": (lambda: conv_input(draw(1, 2, 2, 8), draw(8), None, draw(2, 2, 2, 8), 2, True, True, True)),
-    "past is torch.bfloat16": (
-        lambda: conv_input(draw(1, 2, 2, 8), draw(8), None, draw(2, 4, 4, 8).bfloat16(), 2, True, True, True)
-    ),
-    "nothing to reflect": (lambda: conv_input(draw(1, 1, 2, 8), draw(8), None, None, 2, True, True, True)),
-    "4 leading frames": (lambda: conv_input(draw(1, 2, 2, 8), draw(8), None, None, 4, True, True, True)),
+    "skip has shape": (lambda: conv_input(draw(1, 2, 2, 8), draw(8), draw(1, 2, 8), True, 2, True, True, True)),
+    "nothing to reflect": (lambda: conv_input(draw(1, 1, 2, 8), draw(8), None, True, 2, True, True, True)),
+    "4 leading frames": (lambda: conv_input(draw(1, 2, 2, 8), draw(8), None, True, 4, True, True, True)),
     "unknown kind 'left'": (
-        lambda: conv_resized("left", draw(1, 2, 2, 8), draw(8), draw(3, 2, 2, 8), (1, 2, 2), None, 2, False, True, 0)
+        lambda: conv_resized("left", draw(1, 2, 2, 8), draw(8), draw(3, 2, 2, 8), (1, 2, 2), True, 2, False, True, 0)
     ),
     "before has shape": (
-        lambda: conv_resized("down", draw(1, 2, 2, 8), draw(8), draw(3, 4, 2, 8), (1, 2, 2), None, 2, False, True, 0)
+        lambda: conv_resized("down", draw(1, 2, 2, 8), draw(8), draw(3, 4, 2, 8), (1, 2, 2), True, 2, False, True, 0)
     ),
     "does not divide": (
-        lambda: conv_resized("down", draw(1, 3, 2, 8), draw(8), draw(3, 3, 2, 8), (1, 2, 2), None, 2, False, True, 0)
+        lambda: conv_resized("down", draw(1, 3, 2, 8), draw(8), draw(3, 3, 2, 8), (1, 2, 2), True, 2, False, True, 0)
     ),
     "do not make groups": (
-        lambda: conv_resized("down", draw(1, 2, 2, 8), draw(8), draw(3, 2, 2, 9), (1, 2, 2), None, 2, False, True, 0)
+        lambda: conv_resized("down", draw(1, 2, 2, 8), draw(8), draw(3, 2, 2, 9), (1, 2, 2), True, 2, False, True, 0)
     ),
-    "frames are torch.float32": (lambda: conv_frames(draw(1, 4, 4, 3), 4, None, torch.float32)),
+    "frames are torch.float32": (lambda: conv_frames(draw(1, 4, 4, 3), 4, True, torch.float32)),
     "no whole number of 4x4 patches": (
-        lambda: conv_frames(torch.zeros(1, 6, 4, 3, dtype=torch.uint8), 4, None, torch.float32)
+        lambda: conv_frames(torch.zeros(1, 6, 4, 3, dtype=torch.uint8), 4, True, torch.float32)
     ),
     "y has 8 channels": (lambda: conv_pixels(draw(1, 2, 2, 8), draw(8), 4)),
 }
@@ -161,8 +156,8 @@ def test_refused_by_name(message: str, call) -> None:  # type: ignore[no-untyped
 
 def test_operators_carry_shapes_without_values() -> None:
     y, before = draw(2, 4, 4, 8), draw(4, 4, 4, 8, seed=1)
-    arguments = "down", y, draw(8), before, [2, 2, 2], None, 2, False, True, 0
+    arguments = "down", y, draw(8), before, [2, 2, 2], True, 2, False, True, 0
     torch.library.opcheck(conv_resized, arguments)
-    torch.library.opcheck(conv_input, (y, draw(8), None, None, 2, True, True, True))
+    torch.library.opcheck(conv_input, (y, draw(8), None, True, 2, True, True, True))
     torch.library.opcheck(conv_pixels, (draw(1, 2, 2, 48), draw(48), 4))
-    torch.library.opcheck(conv_frames, (torch.zeros(1, 4, 4, 3, dtype=torch.uint8), 4, None, torch.float32))
+    torch.library.opcheck(conv_frames, (torch.zeros(1, 4, 4, 3, dtype=torch.uint8), 4, True, torch.float32))
