@@ -14,12 +14,23 @@ its own; no value on the host matters."""
 
 
 @cache
-def pool(device: str) -> Any:
-    """Where all graphs of a device keep what they allocate: room for the largest of them serves all.
+def anchor(device: str) -> Any:
+    """A graph of its own for the pool where all graphs of a device keep what they allocate.
 
-    Capture that one first: room is split for smaller tensors, and not joined for larger ones.
+    Room for the largest of them serves all; capture that one first, as room is split for smaller tensors, and not
+    joined for larger ones. torch gives up a pool with its last graph and refuses it to any other from then on: hence
+    the anchor, which stays.
     """
-    return torch.cuda.graph_pool_handle()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        torch.zeros(1, device=device)
+    return graph
+
+
+def give_back() -> None:
+    """Let go of pools whose graphs are all gone, with what they keep; later graphs begin another."""
+    anchor.cache_clear()
+    torch.cuda.empty_cache()
 
 
 class Graphs:
@@ -47,7 +58,7 @@ class Graphs:
     def _capture(self, function: Function) -> Function:
         function()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool(self._memory.device), stream=torch.cuda.current_stream()):
+        with torch.cuda.graph(graph, pool=anchor(self._memory.device).pool(), stream=torch.cuda.current_stream()):
             results = function()
 
         def replay() -> Any:

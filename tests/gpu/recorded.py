@@ -53,7 +53,8 @@ def record(engines: Iterable[Any], monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder()
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Tape)
     monkeypatch.setattr(torch.cuda, "graph", recorder)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    anchor = SimpleNamespace(pool=lambda: recorder)
+    monkeypatch.setattr(graphs, "anchor", lambda device: anchor)
     monkeypatch.setattr(torch.cuda, "current_stream", object)
     for engine in engines:
         monkeypatch.setattr(engine, "_graphs", graphs.Graphs(SimpleNamespace(device="cuda")))  # type: ignore[arg-type]
