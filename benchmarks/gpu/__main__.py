@@ -22,12 +22,11 @@ import dit as transformer
 import gdn_gpu
 import timing
 import vae as autoencoder
-from memory import peak
+from memory import give_back, peak
 from report import Report
 from rich.console import Console
 
 from sana_export.configs import SANA_STREAMING as MODEL
-from sana_gpu.graphs import give_back
 
 ROOT = Path(__file__).parents[2]
 BATCHES = (1, 2, 4, 8)

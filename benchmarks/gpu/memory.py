@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import torch
 
+from sana_gpu.graphs import anchor
+
 
 def peak(function: Callable[[], object]) -> float:
     """Gigabytes while `function` runs, whose graphs are all captured by then: tensors, and the room that graphs keep.
@@ -18,6 +20,12 @@ def peak(function: Callable[[], object]) -> float:
     function()
     torch.cuda.synchronize()
     return (torch.cuda.max_memory_allocated() + kept_by_graphs()) / 1e9
+
+
+def give_back() -> None:
+    """Let go of pools whose graphs are all gone, with what they keep; later graphs begin another."""
+    anchor.cache_clear()
+    torch.cuda.empty_cache()
 
 
 def kept_by_graphs() -> int:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from memory import peak
+from memory import give_back, peak
 from timing import milliseconds
 from torch import Tensor
 from vae_errors import PARTS, PRODUCTION, Engines, check, configured, engines, example, network, random_vae, state_of
@@ -43,6 +43,7 @@ def measure(
     part: str, size: tuple[int, int] = PRODUCTION, batches: tuple[int, ...] = (1,), winograd: Any = WINOGRAD
 ) -> dict[str, Any]:
     """Medians of first and steady chunks (ms), peak memory (GB) and the share of the peak of bf16 products."""
+    give_back()
     found = engines(part, random_vae(SANA_STREAMING.vae), size, winograd)
     result: dict[str, Any] = {}
     for variant in found:

@@ -39,18 +39,19 @@ class Room:
     """
 
     def __init__(self, layout: Layout, streams: int, device: str) -> None:
-        def zeros(dtype: str, *shape: int) -> Tensor:
-            return torch.zeros(streams, *shape, dtype=getattr(torch, dtype), device=device)
-
         self.streams, self.device = streams, device
-        self.tensors = {spec.name: zeros(spec.dtype, *spec.shape[1:]) for spec in layout.prompt()}
-        self.tensors |= {spec.name + IN: zeros(spec.dtype, *spec.shape[1:]) for spec in layout.state()}
+        self.tensors = {spec.name: self.zeros(spec.dtype, *spec.shape[1:]) for spec in layout.prompt()}
+        self.tensors |= {spec.name + IN: self.zeros(spec.dtype, *spec.shape[1:]) for spec in layout.state()}
         rows = layout.sink + layout.window * layout.chunk
         blocks = [f"block{block:02d}" for block, gdn in enumerate(layout.gdn) if not gdn]
         self.windows = {
-            f"{block}.{kind}": zeros(layout.dtype, rows, layout.hidden) for block in blocks for kind in "kv"
+            f"{block}.{kind}": self.zeros(layout.dtype, rows, layout.hidden) for block in blocks for kind in "kv"
         }
         self._lying: dict[tuple[str, int], weakref.ref[Tensor]] = {}
+
+    def zeros(self, dtype: str, *shape: int) -> Tensor:
+        """A tensor (streams, *shape)."""
+        return torch.zeros(self.streams, *shape, dtype=getattr(torch, dtype), device=self.device)
 
     def lies(self, place: tuple[str, int], tensor: Tensor) -> bool:
         """Whether this tensor, which nobody changes, was the last to be put there."""
@@ -71,12 +72,9 @@ class Buffers:
 
     def __init__(self, layout: Layout, inputs: Sequence[TensorSpec], steady: bool, room: Room) -> None:
         self._layout, self._steady, self._room = layout, steady, room
-        self._tensors = {
-            spec.name: torch.zeros(room.streams, *spec.shape[1:], device=room.device)
-            for spec in inputs
-            if spec.name in ("noise", "source")
-        }
-        self._tensors["frame_start"] = torch.zeros(room.streams, dtype=torch.int64, device=room.device)
+        own = [spec for spec in inputs if spec.name in ("noise", "source")]
+        self._tensors = {spec.name: room.zeros(spec.dtype, *spec.shape[1:]) for spec in own}
+        self._tensors["frame_start"] = room.zeros("int64")
         self._tensors |= {spec.name: room.tensors[spec.name] for spec in inputs if spec.name in room.tensors}
 
     def tensor(self, name: str, count: int) -> Tensor:

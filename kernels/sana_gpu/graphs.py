@@ -27,12 +27,6 @@ def anchor(device: str) -> Any:
     return graph
 
 
-def give_back() -> None:
-    """Let go of pools whose graphs are all gone, with what they keep; later graphs begin another."""
-    anchor.cache_clear()
-    torch.cuda.empty_cache()
-
-
 class Graphs:
     """Captured functions by key. Those of one device must run one after another, as they do in the memory's stream.
 

@@ -167,7 +167,7 @@ class Blocks:
 def test_the_two_stills_of_a_scene_name_two_of_its_objects() -> None:
     world = World(torch.rand(4, 3, 288, 512), 3, MODEL.geometry)
     world.leaves = 0
-    stills = StillPool(world, Blocks(), 16, 8).draw(8)
+    (stills,) = StillPool(world, Blocks(), 16, 8).draw(8)
     things = [key.split("/")[1] for key in stills.keys]
     assert all(one != other for one, other in zip(things[::2], things[1::2], strict=True))
     assert stills.source.shape == stills.target.shape == (8, 3, 1, 9, 16)

@@ -137,9 +137,10 @@ def run_judge(work: Work, _minutes: float) -> None:
     tables = {"real": judge.table(real=True), "procedural": judge.table(real=False)}
     drift, zeroed = judge.drift(), judge.drift(forget=True)
     state = {"carried": drift[: len(zeroed)], "zeroed": zeroed}
-    figures = {"vae": vae, **tables, "drift": drift, "state": state}
-    figures |= {"misread": judge.misread(), "choice": judge.choice()}
-    print({"choice": figures["choice"]}, flush=True)
+    choice = judge.choice()
+    print({"choice": choice}, flush=True)
+    read = {"misread": judge.misread(), "choice": choice}
+    figures = {"vae": vae, **tables, "drift": drift, "state": state, **read}
     work.log("quality", figures)
     judge.sheet(work.folder / "sheet.jpg")
 

@@ -193,7 +193,7 @@ def still_matching(editor: Editor, lesson: Lesson, weights: Tensor) -> Tensor:
 
 def still_lesson(pool: StillPool, book: PromptBook, batch: int) -> Lesson:
     """Stills with instructions."""
-    stills = pool.draw(batch)
+    (stills,) = pool.draw(batch)
     start = torch.zeros(batch, dtype=torch.long, device=stills.source.device)
     return Lesson(stills.source, stills.target, start, book.draw(pool.world.rng, stills.keys))
 

@@ -1,6 +1,6 @@
 """The looks that can be asked for, as functions of the pixels alone, and the random choice of an edit for a scene."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 
 import numpy as np
@@ -21,8 +21,8 @@ Looks are learned soon; which object is meant takes longest.
 """
 
 OPEN = ("style", KEEP, "add")
-REMOVED = 0.4
-"""Share of stills from which the object is removed; in the others its colour changes."""
+STILL_SHARES = {"recolour": 0.6, "remove": 0.4}
+"""The same for stills, which are there to show which object is meant."""
 
 
 def tint(*colour: float) -> Callable[[Tensor], Tensor]:
@@ -134,15 +134,15 @@ def styled(video: Tensor, keys: list[str]) -> Tensor:
     return result
 
 
-def draw_keys(rng: np.random.Generator, things: list[str | None]) -> list[str]:
+def draw_keys(rng: np.random.Generator, things: list[str | None], shares: Mapping[str, float] = SHARES) -> list[str]:
     """A random edit for every scene; `things` names the object that can be edited, None where there is none."""
-    return [draw_key(rng, thing) for thing in things]
+    return [draw_key(rng, thing, shares) for thing in things]
 
 
-def draw_key(rng: np.random.Generator, thing: str | None) -> str:
-    names = list(SHARES) if thing else list(OPEN)
-    shares = np.array([SHARES[name] for name in names])
-    family = names[rng.choice(len(names), p=shares / shares.sum())]
+def draw_key(rng: np.random.Generator, thing: str | None, shares: Mapping[str, float]) -> str:
+    names = [name for name in shares if thing or name in OPEN]
+    chances = np.array([shares[name] for name in names])
+    family = names[rng.choice(len(names), p=chances / chances.sum())]
     colour = list(COLOURS)[rng.integers(len(COLOURS))]
     options = {
         "style": list(STYLES)[rng.integers(len(STYLES))],
@@ -153,11 +153,3 @@ def draw_key(rng: np.random.Generator, thing: str | None) -> str:
         "background": f"background/{PLACES[rng.integers(len(PLACES))]}",
     }
     return options[family]
-
-
-def draw_choices(rng: np.random.Generator, things: list[str]) -> list[str]:
-    """A random edit of every one of the objects."""
-    return [
-        f"remove/{thing}" if rng.random() < REMOVED else f"recolour/{thing}/{list(COLOURS)[rng.integers(len(COLOURS))]}"
-        for thing in things
-    ]

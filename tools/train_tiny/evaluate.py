@@ -12,7 +12,7 @@ from torch import Tensor
 from sana_export.caches import Prompt
 from sana_export.pixels import pixels_to_uint8, uint8_to_pixels
 from sana_export.vae import VAE
-from train_tiny.edits import draw_choices, styled
+from train_tiny.edits import STILL_SHARES, styled
 from train_tiny.model import MODEL
 from train_tiny.phrasings import KEEP, STYLES, UNDO
 from train_tiny.pictures import coloured_noise, gradients
@@ -272,7 +272,7 @@ class Judge:
         world, hits = held_out_world(self.clip, WORLD_SEED + 4), []
         for _ in range(CHOICES // GROUP):
             scenes = world.scenes(GROUP, world.rng.integers(2, MOVING + 1, GROUP))
-            keys = draw_choices(world.rng, [CLASSES[kind] for kind in scenes.kind[:, 0].tolist()])
+            keys = world.keys(scenes, STILL_SHARES)
             source, target = world.pair(scenes, keys, range(MODEL.geometry.first_frames))
             source, target = self.vae.encoder(source)[0], self.vae.encoder(target)[0]
             asked = -decibels((source - target).square().mean(dim=(1, 2, 3, 4)))

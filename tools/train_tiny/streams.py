@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sana_export.vae import VAE, State
 from sana_runtime.geometry import StreamGeometry
-from train_tiny.edits import draw_choices, draw_keys, styled
+from train_tiny.edits import SHARES, STILL_SHARES, draw_keys, styled
 from train_tiny.model import mixed_precision
 from train_tiny.pictures import leaf_count
 from train_tiny.prompts import CLASSES, keys, reverse
@@ -20,7 +20,7 @@ OBJECTS = (0.2, 0.15, 0.3, 0.35)
 """How often a scene has 0, 1, 2 or 3 objects: with several, it has to be seen which one is meant."""
 
 MOMENTS = 500
-"""Frames of a scene that a still is taken from."""
+"""Frames of a scene at which a clip begins, or that a still is taken from."""
 
 
 class PromptBook:
@@ -78,9 +78,10 @@ class World:
         size = (self.geometry.height, self.geometry.width)
         return draw_scenes(self.rng, objects, self.pictures, self.leaves, size)
 
-    def keys(self, scenes: Scenes) -> list[str]:
+    def keys(self, scenes: Scenes, shares: Mapping[str, float] = SHARES) -> list[str]:
+        """A random edit for every scene, of the families in `shares`."""
         shown = zip(scenes.visible[:, 0].tolist(), scenes.kind[:, 0].tolist(), strict=True)
-        return draw_keys(self.rng, [CLASSES[kind] if visible else None for visible, kind in shown])
+        return draw_keys(self.rng, [CLASSES[kind] if visible else None for visible, kind in shown], shares)
 
     def pair(self, scenes: Scenes, wanted: list[str], frames: range) -> tuple[Tensor, Tensor]:
         """Source and edited video (B, 3, F, H, W) in [-1, 1]."""
@@ -95,7 +96,7 @@ class World:
     def clips(self, batch: int, frames: int) -> Tensor:
         """Random clips (B, 3, F, H, W) in [-1, 1] for the VAE: half of them edited, half of them fast."""
         scenes = hurried(self.rng, self.scenes(batch))
-        start = int(self.rng.integers(0, 500))
+        start = int(self.rng.integers(MOMENTS))
         source, target = self.pair(scenes, self.keys(scenes), range(start, start + frames))
         half = torch.arange(batch, device=self.device) % 2 == 0
         return torch.where(half[:, None, None, None, None], source, target)
@@ -178,9 +179,13 @@ class PairPool:
             place.source[rows], place.target[rows], place.keys[rows] = chunk.source, chunk.target, chunk.keys
         self.oldest = (self.oldest + self.batch) % self.size
 
+    def rows(self, batch: int) -> np.ndarray:
+        """Which streams to draw."""
+        return self.world.rng.integers(0, self.size, batch)
+
     def draw(self, batch: int) -> list[Chunk]:
         """The chunks of `batch` random streams of the pool, which may start as different scenes."""
-        rows = self.world.rng.integers(0, self.size, batch)
+        rows = self.rows(batch)
         index = torch.from_numpy(rows).to(self.world.device, non_blocking=True)
         return [
             Chunk(c.source[index].float(), c.target[index].float(), [c.keys[row] for row in rows], c.start)
@@ -188,53 +193,34 @@ class PairPool:
         ]
 
 
-class StillPool:
+class StillPool(PairPool):
     """Single frames in which one of several objects is edited, every scene twice, with another object named.
 
     Which object is meant is what takes longest to learn, and a still shows it at a tenth of a stream's cost.
     """
 
     def __init__(self, world: World, vae: VAE, size: int, batch: int) -> None:
-        self.world, self.vae, self.batch = world, vae, batch
-        recorded = self.record()
-        self.stills, self.oldest = room(recorded, size), 0
-        self.keep(recorded)
-        for _ in range(size // batch - 1):
-            self.refresh()
+        super().__init__(world, vae, size, 1, batch, 0)
 
-    def record(self) -> Chunk:
+    def record(self) -> list[Chunk]:
         """Stills of `batch` / 2 scenes; the two of a scene are neighbours."""
         world, half = self.world, self.batch // 2
         scenes = world.scenes(half, world.rng.integers(2, MOVING + 1, half))
         moment = int(world.rng.integers(MOMENTS))
         videos, names = [], []
         for shown in (scenes, exchanged(scenes)):
-            names.append(draw_choices(world.rng, [CLASSES[kind] for kind in shown.kind[:, 0].tolist()]))
+            names.append(world.keys(shown, STILL_SHARES))
             videos.append(torch.stack(world.pair(shown, names[-1], range(moment, moment + 1)), 1))
         pairs = torch.stack(videos, 1).flatten(0, 2)
         with torch.no_grad(), mixed_precision(world.device):
             latents, _ = self.vae.encoder(pairs)
         source, target = latents.float().unflatten(0, (self.batch, 2)).unbind(1)
-        return Chunk(source, target, [name for both in zip(*names, strict=True) for name in both], 0)
+        return [Chunk(source, target, [name for both in zip(*names, strict=True) for name in both], 0)]
 
-    def refresh(self) -> None:
-        """Replace the oldest batch of stills."""
-        self.keep(self.record())
-
-    def keep(self, recorded: Chunk) -> None:
-        rows = slice(self.oldest, self.oldest + self.batch)
-        for place, new in ((self.stills.source, recorded.source), (self.stills.target, recorded.target)):
-            place[rows] = new
-        self.stills.keys[rows] = recorded.keys
-        self.oldest = (self.oldest + self.batch) % len(self.stills.keys)
-
-    def draw(self, batch: int) -> Chunk:
+    def rows(self, batch: int) -> np.ndarray:
         """Both stills of `batch` / 2 random scenes."""
-        first = 2 * self.world.rng.integers(0, len(self.stills.keys) // 2, batch // 2)
-        rows = np.stack([first, first + 1], 1).ravel()
-        index = torch.from_numpy(rows).to(self.world.device, non_blocking=True)
-        source, target = (x[index].float() for x in (self.stills.source, self.stills.target))
-        return Chunk(source, target, [self.stills.keys[row] for row in rows], 0)
+        first = 2 * self.world.rng.integers(0, self.size // 2, batch // 2)
+        return np.stack([first, first + 1], 1).ravel()
 
 
 def room(chunk: Chunk, size: int) -> Chunk:
