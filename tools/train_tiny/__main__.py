@@ -22,6 +22,7 @@ from train_tiny.decoder_stage import train_decoder
 from train_tiny.dit_stage import SIZES, train_dit
 from train_tiny.evaluate import Judge
 from train_tiny.model import MODEL
+from train_tiny.object_stage import train_objects
 from train_tiny.pictures import build_bank
 from train_tiny.rollout import Editor, adapt_model
 from train_tiny.stream_stage import BATCH, SHORTEST, train_stream
@@ -35,10 +36,19 @@ HEAD_START = 60.0
 SAMPLE = 0.02
 """Share of the pictures that a stage needs which learns nothing."""
 
-MINUTES = {"vae": 7.0, "dit": 9.8, "stream": 6.8, "decoder": 3.0, "judge": 0, "ablation": 6.8, "compile": 0}
+MINUTES = {
+    "vae": 7.0,
+    "dit": 7.7,
+    "objects": 7.0,
+    "stream": 7.5,
+    "decoder": 3.0,
+    "judge": 0,
+    "ablation": 7.5,
+    "compile": 0,
+}
 """How long every stage takes, beside some seconds to start and to write."""
 
-CHAIN = ("vae", "dit", "stream", "decoder", "judge")
+CHAIN = ("vae", "dit", "objects", "stream", "decoder", "judge")
 """The stages that make and measure the checkpoint."""
 
 
@@ -92,8 +102,15 @@ def run_dit(work: Work, minutes: float) -> None:
     work.log("dit_curve", curve)
 
 
-def run_stream(work: Work, minutes: float, name: str = "stream", cycle: bool = True) -> None:
+def run_objects(work: Work, minutes: float) -> None:
     parts = storage.read_editor(work.path("dit"))
+    dit, text, curve = train_objects(work.world("objects"), work.vae("vae"), work.book(), parts, minutes)
+    storage.write_editor(work.path("objects"), dit, text, work.folder / "tokenizer.json")
+    work.log("objects_curve", curve)
+
+
+def run_stream(work: Work, minutes: float, name: str = "stream", cycle: bool = True) -> None:
+    parts = storage.read_editor(work.path("objects"))
     dit, text, curve = train_stream(work.world("stream"), work.vae("vae"), work.book(), parts, minutes, cycle)
     storage.write_editor(work.path(name), dit, text, work.folder / "tokenizer.json")
     work.log(f"{name}_curve", curve)
@@ -107,11 +124,12 @@ def run_decoder(work: Work, minutes: float) -> None:
 
 
 def run_compile(work: Work, minutes: float) -> None:
-    """Make the steps of the DiT and stream stages once: they will find their kernels in the compiler's cache."""
+    """Make the steps of all stages of the DiT once: they will find their kernels in the compiler's cache."""
     world = World(build_bank(work.data, work.device, SAMPLE), SEED, MODEL.geometry)
     vae, book = new_vae(SEED, work.device), work.book()
     few = replace(SIZES, pool=SIZES.batch, still_pool=SIZES.stills)
     dit, text, _ = train_dit(world, vae, book, minutes, SEED, few)
+    dit, text, _ = train_objects(world, vae, book, (dit, text), minutes, size=SIZES.stills)
     train_stream(world, vae, book, (dit, text), minutes, sizes={SHORTEST: BATCH})
 
 
@@ -154,6 +172,7 @@ def release(work: Work) -> None:
 STAGES: dict[str, Callable[[Work, float], None]] = {
     "vae": run_vae,
     "dit": run_dit,
+    "objects": run_objects,
     "stream": run_stream,
     "decoder": run_decoder,
     "judge": run_judge,
@@ -164,7 +183,7 @@ STAGES: dict[str, Callable[[Work, float], None]] = {
 
 def main(
     work: Annotated[Path, typer.Option(help="Folder for the data, the stages and the logs.")],
-    stage: Annotated[str, typer.Option(help=f"One of {', '.join(MINUTES)}; the first five, in turn, if empty.")] = "",
+    stage: Annotated[str, typer.Option(help=f"One of {', '.join(MINUTES)}; the first six, in turn, if empty.")] = "",
     minutes: Annotated[float, typer.Option(help="Length of the stage; 0 for its own.")] = 0,
 ) -> None:
     """Train the tiny checkpoint. A stage that has been done is read back by the next one, not done again."""
@@ -179,7 +198,7 @@ def main(
 
 
 def run_alone(work: Path, stage: str) -> None:
-    """A stage in a process of its own, which leaves nothing on the GPU; beside the VAE, the next two are compiled."""
+    """A stage in a process of its own, which leaves nothing on the GPU; beside the VAE, the next three are compiled."""
     running = start(work, stage)
     if stage == "vae" and torch.cuda.is_available():
         time.sleep(HEAD_START)

@@ -1,4 +1,4 @@
-"""Stage 4: the VAE's decoder learns to show what the editor leaves, without a jump where one latent ends."""
+"""Stage 5: the VAE's decoder learns to show what the editor leaves, without a jump where one latent ends."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 QUALITY, TRAINING = RESULTS / "tiny_quality.json", RESULTS / "tiny_training.json"
 DOCS = ROOT / "docs"
-STAGES = ("vae", "dit", "stream", "decoder")
+STAGES = ("vae", "dit", "objects", "stream", "decoder")
 
 TEXT = """# The tiny checkpoint
 
@@ -24,7 +24,7 @@ TEXT = """# The tiny checkpoint
 a CPU.
 
 ```sh
-PYTHONPATH=tools python -m train_tiny --work out/tiny     # data and all stages: one GPU, 30 minutes
+PYTHONPATH=tools python -m train_tiny --work out/tiny     # data and all stages: one GPU, 35 minutes
 PYTHONPATH=tools python -m train_tiny --work out/tiny --stage ablation                # without cycle-reverse, 8 minutes
 make quality                                              # every figure below that is served
 PYTHONPATH=tools python -m train_tiny.report out/tiny     # this page

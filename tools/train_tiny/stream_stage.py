@@ -1,4 +1,4 @@
-"""Stage 3: self-forcing. The model edits streams with its own caches in four steps, and learns from the result."""
+"""Stage 4: self-forcing. The model edits streams with its own caches in four steps, and learns from the result."""
 
 import torch
 from torch import Tensor
@@ -82,8 +82,8 @@ class Teacher:
     def jumps(self, errors: list[Tensor]) -> Tensor:
         """How much the errors (B, C, T, h, w) of two chunks change from latent to latent."""
         error = torch.cat(errors, 2)
-        weight = error.new_ones(error.shape[2] - 1)
-        weight[errors[0].shape[2] - 1] = BORDER_WEIGHT
+        border = torch.arange(1, error.shape[2], device=error.device) == errors[0].shape[2]
+        weight = 1 + (BORDER_WEIGHT - 1) * border
         change = (error[:, :, 1:] - error[:, :, :-1]).square() * self.weights
         return (change * (weight / weight.mean())[:, None, None]).mean()
 
@@ -130,7 +130,7 @@ def train_stream(
     batch: int = BATCH,
     sizes: dict[int, int] | None = None,
 ) -> tuple[DiT, TextEncoder, list[dict[str, float]]]:
-    """The DiT and text encoder of stage 2, trained on their own rollouts, and the training curve."""
+    """The DiT and text encoder of stage 3, trained on their own rollouts, and the training curve."""
     editor, clock = Editor(*parts, MODEL.geometry).to(world.device).train(), Clock(minutes, flat=0.2)
     weights = channel_weights(vae, world)
     pools = [

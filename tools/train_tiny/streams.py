@@ -194,12 +194,15 @@ class PairPool:
 
 
 class StillPool(PairPool):
-    """Single frames in which one of several objects is edited, every scene twice, with another object named.
+    """Single frames in which mostly one of several objects is edited, every scene twice, with another object named.
 
     Which object is meant is what takes longest to learn, and a still shows it at a tenth of a stream's cost.
     """
 
-    def __init__(self, world: World, vae: VAE, size: int, batch: int) -> None:
+    def __init__(
+        self, world: World, vae: VAE, size: int, batch: int, shares: Mapping[str, float] = STILL_SHARES
+    ) -> None:
+        self.shares = shares
         super().__init__(world, vae, size, 1, batch, 0)
 
     def record(self) -> list[Chunk]:
@@ -209,7 +212,7 @@ class StillPool(PairPool):
         moment = int(world.rng.integers(MOMENTS))
         videos, names = [], []
         for shown in (scenes, exchanged(scenes)):
-            names.append(world.keys(shown, STILL_SHARES))
+            names.append(world.keys(shown, self.shares))
             videos.append(torch.stack(world.pair(shown, names[-1], range(moment, moment + 1)), 1))
         pairs = torch.stack(videos, 1).flatten(0, 2)
         with torch.no_grad(), mixed_precision(world.device):
