@@ -14,13 +14,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
+# Before torch, which it tells how to allocate.
+import sana_gpu  # noqa: F401
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import dit as transformer
 import gdn_gpu
 import timing
+import torch
 import vae as autoencoder
 from memory import give_back, peak
 from report import Report

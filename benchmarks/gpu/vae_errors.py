@@ -12,7 +12,7 @@ from sana_export.configs import SANA_STREAMING, VAEConfig
 from sana_export.graph_modules import DecoderGraph, EncoderGraph
 from sana_export.vae import VAE, VAEDecoder, VAEEncoder
 from sana_export.vae_layers import TemporalConv
-from sana_gpu.vae import VAEEngine, load_vae, prepare_vae
+from sana_gpu.vae import Engines, FirstEngine, VAEEngine, load_vae, prepare_vae
 from sana_gpu.vae_weights import WINOGRAD
 from sana_runtime.state import IN, OUT
 
@@ -22,8 +22,6 @@ ALLOWED = 1.2
 """How many times the error of the plain network in bfloat16 the engines may make."""
 
 DEVICE = "cuda"
-
-Engines = Mapping[str, VAEEngine]
 
 
 @torch.no_grad()
@@ -62,7 +60,7 @@ def engines(part: str, vae: VAE, size: tuple[int, int], winograd: Any = WINOGRAD
     return load_vae(part, config, weights, str(vae.encoder.latents_mean.device))
 
 
-def example(engine: VAEEngine, seed: int) -> Tensor:
+def example(engine: FirstEngine | VAEEngine, seed: int) -> Tensor:
     """What a chunk is given: smooth moving colours, or a random latent."""
     spec, device = engine.inputs[0], engine.memory.device
     generator = torch.Generator(device).manual_seed(seed)

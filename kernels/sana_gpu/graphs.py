@@ -17,9 +17,9 @@ its own; no value on the host matters."""
 def anchor(device: str) -> Any:
     """A graph of its own for the pool where all graphs of a device keep what they allocate.
 
-    Room for the largest of them serves all; capture that one first, as room is split for smaller tensors, and not
-    joined for larger ones. torch gives up a pool with its last graph and refuses it to any other from then on: hence
-    the anchor, which stays.
+    Room for the largest of them serves all; capture that one first, as room that was split for smaller tensors is not
+    always joined for larger ones. torch gives up a pool with its last graph and refuses it to any other from then on:
+    hence the anchor, which stays.
     """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -1,7 +1,7 @@
-"""Engines of the VAE's encoder and decoder on a GPU: a CUDA graph for the first and one for every later chunk."""
+"""Engines of the VAE's encoder and decoder on a GPU: a CUDA graph for the start of a stream, one for later chunks."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,12 +16,15 @@ from sana_runtime.engine import check_feeds
 from sana_runtime.errors import EngineError, choose
 from sana_runtime.geometry import StreamGeometry
 from sana_runtime.memory import Array, TorchMemory
-from sana_runtime.state import IN, OUT
+from sana_runtime.state import IN, OUT, as_inputs, from_outputs
 from sana_runtime.tensors import TensorSpec, dtype_name
 
-__all__ = ["VAEEngine", "load_vae", "prepare_vae"]
+__all__ = ["Engines", "FirstEngine", "VAEEngine", "load_vae", "prepare_vae"]
 
 MOST_STREAMS = 8
+
+Engines = Mapping[str, "FirstEngine | VAEEngine"]
+"""Engines of a part by kind of chunk."""
 
 Walk = Callable[[Tensors, Mapping[str, Any], Tensor, Carried], Tensor]
 
@@ -36,6 +39,8 @@ class Port:
 
 
 PORTS = {"vae_encoder": Port("frames", "source", encode), "vae_decoder": Port("latent", "edited", decode)}
+TIME = {"frames": 1, "source": 2, "latent": 2, "edited": 1}
+"""The dimension of a tensor that a stream continues."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +86,7 @@ class VAEEngine:
     @torch.inference_mode()
     def run_batch(self, feeds: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
         """One stream after the other: the convolutions of one fill the GPU, and more would take more memory."""
-        if not 1 <= len(feeds) <= MOST_STREAMS:
-            raise EngineError(f"{len(feeds)} streams in one batch, the engine takes 1 to {MOST_STREAMS}")
-        for one in feeds:
-            check_feeds(self.inputs, one)
+        check_batch(self.inputs, feeds)
         with self.memory.stream(), memory_levers(f"the VAE's {self._port.made} of {len(feeds)} streams"):
             return [self._run(one) for one in feeds]
 
@@ -107,7 +109,63 @@ class VAEEngine:
         self._table.leave(self._port.made, made)
 
 
-def load_vae(part: str, config: Mapping[str, Any], weights: Tensors, device: str) -> dict[str, VAEEngine]:
+class FirstEngine:
+    """A first chunk as two pieces of a stream: what it has more of than a later one, and the rest like a later one.
+
+    So no graph is of more frames than a later chunk has, and the room that graphs keep is that much smaller.
+    """
+
+    def __init__(self, start: VAEEngine, later: VAEEngine) -> None:
+        self.memory, self._start, self._later = later.memory, start, later
+        self.inputs = (joined(start.inputs[0], later.inputs[0]),)
+        self.outputs = (joined(start.outputs[0], later.outputs[0]), *later.outputs[1:])
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Raises EngineError naming the tensor that is missing, unknown or misshapen."""
+        return self.run_batch([feeds])[0]
+
+    @torch.inference_mode()
+    def run_batch(self, feeds: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
+        """One stream after the other, as later chunks."""
+        check_batch(self.inputs, feeds)
+        with self.memory.stream():
+            return [self._run(one) for one in feeds]
+
+    def warm(self) -> None:
+        """As the engines of its pieces; the graph of the larger one is captured first."""
+        self._later.warm()
+        self._start.warm()
+
+    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        given, made = self.inputs[0].name, self.outputs[0].name
+        head, tail = cut(feeds[given], TIME[given], self._start.inputs[0].shape[TIME[given]])
+        before = self._start.run({given: head})
+        after = self._later.run({given: tail, **as_inputs(from_outputs(before))})
+        return after | {made: torch.cat([before[made], after[made]], TIME[made])}
+
+
+def joined(one: TensorSpec, next_one: TensorSpec) -> TensorSpec:
+    """Of a tensor in two pieces, one after the other in time."""
+    shape, time = list(one.shape), TIME[one.name]
+    shape[time] += next_one.shape[time]
+    return replace(one, shape=tuple(shape))
+
+
+def cut(array: Array, dimension: int, size: int) -> tuple[Array, Array]:
+    """The first `size` of a dimension, and the rest."""
+    every = (slice(None),) * dimension
+    return array[*every, :size], array[*every, size:]
+
+
+def check_batch(inputs: tuple[TensorSpec, ...], feeds: Sequence[Mapping[str, Array]]) -> None:
+    """Raise EngineError unless these are as many streams as a batch may have, each with exactly the `inputs`."""
+    if not 1 <= len(feeds) <= MOST_STREAMS:
+        raise EngineError(f"{len(feeds)} streams in one batch, the engine takes 1 to {MOST_STREAMS}")
+    for one in feeds:
+        check_feeds(inputs, one)
+
+
+def load_vae(part: str, config: Mapping[str, Any], weights: Tensors, device: str) -> Engines:
     """Engines of `part`, "first" and "steady", from weights of `prepare_vae` on `device`.
 
     `config` holds the fields of the VAE's configuration as `vae` and those of the stream's geometry as `geometry`.
@@ -116,12 +174,15 @@ def load_vae(part: str, config: Mapping[str, Any], weights: Tensors, device: str
     # Shapes are few and stay the same: a stream's first chunks pay for trying all of cuDNN's ways once.
     torch.backends.cudnn.benchmark = True
     geometry = StreamGeometry(**config["geometry"])
-    first, later = (example(port, geometry, index) for index in range(2))
+    more = geometry.first_latents - geometry.steady_latents
+    short = replace(geometry, first_latents=more) if more > 0 else geometry
+    start, later = example(port, short, 0), example(port, geometry, 1)
     carried = InHand({})
-    port.walk(outline(weights), config["vae"], first, carried)
+    port.walk(outline(weights), config["vae"], start, carried)
     state = {name: tensor[None] for name, tensor in carried.written.items()}
     common = weights, config["vae"], memory
-    return {"first": VAEEngine(port, first, {}, *common), "steady": VAEEngine(port, later, state, *common)}
+    begin, steady = VAEEngine(port, start, {}, *common), VAEEngine(port, later, state, *common)
+    return {"first": FirstEngine(begin, steady) if more > 0 else begin, "steady": steady}
 
 
 def outline(tensors: Tensors) -> Tensors:

@@ -50,8 +50,8 @@ def workspace(p: Problem) -> dict[str, Buffer]:
         "erase_z": Buffer((frames, p.key_pad, p.key_pad), operand),
         "write_kv": Buffer((frames, p.value_pad, p.key_pad), "float32"),
         "write_z": Buffer((frames, p.key_pad), "float32"),
-        "history_kv": Buffer((2, frames, p.value_pad, p.key_pad), operand),
-        "history_z": Buffer((2, frames, p.key_pad), "float32"),
+        "history_kv": Buffer((p.chains, frames, p.value_pad, p.key_pad), operand),
+        "history_z": Buffer((p.chains, frames, p.key_pad), "float32"),
     }
     if p.fused:
         buffers |= {name: Buffer((p.all_tokens, p.hidden), operand) for name in ("keys", "keys_rot", "weighted")}
@@ -63,14 +63,17 @@ def workspace(p: Problem) -> dict[str, Buffer]:
 def calls(p: Problem, launch: Launch) -> list[Call]:
     """The launches in order."""
     p = replace(p, threefold=launch.threefold)
-    rows = max(NARROWEST, p.value_pad // launch.scan.size)
-    blocks = -(-p.tokens // launch.readout.size)
+    # As many programs of one chain as of two.
+    rows = max(NARROWEST, p.value_pad * p.chains // (2 * launch.scan.size))
+    reading = launch.readout if p.joined else launch.apart or launch.readout
+    blocks = -(-p.tokens // reading.size)
     splits = min(blocks, -(-launch.programs // p.all_frames))
-    readout = {"epsilon": EPSILON, "p": p, "TOKENS": launch.readout.size, "SPLITS": splits}
+    scan = {"p": p, "ROWS": rows, "STAGES": launch.scan.stages}
+    readout = {"epsilon": EPSILON, "p": p, "TOKENS": reading.size, "SPLITS": splits}
     listed = [
         _call("summaries", (p.all_frames, 2, 1), launch.summaries, {"p": p, "TOKENS": launch.summaries.size}),
-        _call("scan", (p.streams, p.value_pad // rows + 1, 2), launch.scan, {"p": p, "ROWS": rows}),
-        _call("readout", (p.all_frames, splits, 1), launch.readout, readout),
+        _call("scan", (p.streams, p.value_pad // rows + 1, p.chains), launch.scan, scan),
+        _call("readout", (p.all_frames, splits, 1), reading, readout),
     ]
     return [_prepare(p), *listed] if p.fused else listed
 

@@ -95,8 +95,9 @@ def run_winograd(p: Winograd, x: Tensor, weight: Tensor, tile: Tile, most: int =
     size = -(-p.frames // -(-p.frames // fitting))
     for first in range(0, p.frames, size):
         part = replace(p, frames=min(size, p.frames - first))
-        v = run_fold(part, x[first : first + part.frames + CONTEXT], weight.dtype)
-        run_product(part, v, u, m, first * p.tiles, tile)
+        planes = x[first : first + part.frames + CONTEXT]
+        # Without a name of its own, as that would keep a slice until the next one is made.
+        run_product(part, run_fold(part, planes, weight.dtype), u, m, first * p.tiles, tile)
     return m
 
 

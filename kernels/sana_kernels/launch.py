@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 PAPER = "paper, Table 5"
-MEASURED = "benchmarks/gdn_gpu.py --tune, H200, torch 2.11, triton 3.6"
+MEASURED = "forms compared by benchmarks/gpu/candidates.py of commit 6752af0, H200, torch 2.11, triton 3.6"
 RELEASE = "launch table of the released kernels, not in the paper"
 
 
@@ -13,6 +13,7 @@ RELEASE = "launch table of the released kernels, not in the paper"
 class Phase:
     """Warps of a program, how many tokens it takes at a time (for the scan: tiles of the state), pipeline stages.
 
+    A scan that joins past and later has twice as many tiles, which is as many programs as the two have apart.
     `registers` is the most that a thread may have, 0 for as many as the compiler takes.
     """
 
@@ -26,6 +27,7 @@ class Phase:
 class Launch:
     """How the three phases are launched: the figures of `source`, apart from what `changed` names.
 
+    `apart` is the readout of more than three frames, whose past and later are apart, where it differs from `readout`.
     `programs` is how many the readout is split into: two per multiprocessor, as frames alone do not fill a large card.
     `threefold`: products in fp32 run on tensor cores, where those compute TF32 more than three times as fast as others
     compute float32. Consumer cards have neither that nor the shared memory for it.
@@ -38,15 +40,19 @@ class Launch:
     changed: str = ""
     programs: int = 0
     threefold: bool = False
+    apart: Phase | None = None
 
 
 MULTIPROCESSORS = {80: 108, 86: 82, 89: 128, 90: 132, 100: 148, 120: 170, 121: 48}
 """Of the largest card of each architecture that sana-build names (NVIDIA datasheets)."""
 
 TILED = "scan in 4 tiles: undivided it needs more than 99 KiB of shared memory"
-ASYNC = "summaries in 3 stages, readout with as many registers as it takes: written since and not measured"
+LONGER = "scan of more than 3 frames in 3 stages: 2 were measured"
 SHORT = "summaries of 32 tokens: 128 take more than a minute to compile in fp32"
 THREEFOLD = "everything, for products of three in TF32: what spills least, not measured"
+
+BLOCKS = 8 * 132
+"""Programs enough for every block of 64 tokens of a steady chunk's frames."""
 
 ROWS = {
     (80, "fp32"): Launch(Phase(8, 16), Phase(8, 8), Phase(8, 16), PAPER, THREEFOLD, threefold=True),
@@ -58,9 +64,11 @@ ROWS = {
     (89, "fp32"): Launch(Phase(16, 32), Phase(4, 8), Phase(16, 32), RELEASE),
     (89, "tf32"): Launch(Phase(16, 32), Phase(8, 4), Phase(16, 32), RELEASE, TILED),
     (89, "bf16"): Launch(Phase(8, 32), Phase(8, 1), Phase(4, 32), RELEASE),
-    (90, "fp32"): Launch(Phase(8, 32), Phase(8, 8), Phase(8, 64), PAPER, THREEFOLD, 120, True),
-    (90, "tf32"): Launch(Phase(8, 32), Phase(8, 4, 2), Phase(16, 32)),
-    (90, "bf16"): Launch(Phase(8, 64, 3), Phase(4, 4, 2), Phase(8, 64), MEASURED, ASYNC, 8 * 132),
+    (90, "fp32"): Launch(Phase(8, 32), Phase(8, 8), Phase(8, 64), MEASURED, "", BLOCKS, True),
+    (90, "tf32"): Launch(Phase(16, 64), Phase(8, 4, 2), Phase(8, 64, 1, 128), MEASURED, "", BLOCKS, apart=Phase(8, 64)),
+    (90, "bf16"): Launch(
+        Phase(8, 64, 3), Phase(4, 4, 3), Phase(8, 64, 1, 80), MEASURED, LONGER, BLOCKS, apart=Phase(8, 64)
+    ),
     (100, "fp32"): Launch(Phase(8, 32), Phase(8, 8), Phase(8, 32), PAPER, THREEFOLD, threefold=True),
     (100, "tf32"): Launch(Phase(8, 32), Phase(8, 4, 2), Phase(4, 64), PAPER, SHORT),
     (100, "bf16"): Launch(Phase(4, 64), Phase(8, 4, 2), Phase(8, 64)),

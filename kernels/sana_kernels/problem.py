@@ -55,6 +55,16 @@ class Problem:
         return self.batch * self.heads
 
     @property
+    def joined(self) -> bool:
+        """Whether one chain of the scan is past and later: of more frames, the later one wants another order."""
+        return self.frames <= 3
+
+    @property
+    def chains(self) -> int:
+        """Of the scan, each with a state per frame."""
+        return 1 if self.joined else 2
+
+    @property
     def all_frames(self) -> int:
         return self.streams * self.frames
 

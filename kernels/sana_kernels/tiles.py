@@ -37,7 +37,9 @@ def sigmoid(x):
 
 @triton.jit
 def silu(x):
-    return x / (1.0 + tl.exp2(-1.4426950408889634 * x))
+    # A division takes six instructions, the square of a root of the inverse two.
+    root = tl.rsqrt(1.0 + tl.exp2(-1.4426950408889634 * x))
+    return x * root * root
 
 
 @triton.jit

@@ -3,6 +3,7 @@
 What crosses the server's wire is on the host; state stays where its engine computes.
 """
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -168,8 +169,22 @@ def _stream_of(device: str) -> Any:
     return torch.cuda.Stream(device)
 
 
+ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"
+"""Where torch's allocator of GPU memory finds the user's settings."""
+
+
+def grow_segments() -> None:
+    """Let torch put freed room on the GPU together for larger tensors, unless the user has settings of their own.
+
+    It reads this once, when it first looks at a GPU, so this comes before torch is imported (ADR 11).
+    """
+    if not os.environ.keys() & set(ALLOCATOR):
+        os.environ[ALLOCATOR[0]] = "expandable_segments:True"
+
+
 def local_architecture() -> int | None:
     """The SM number of the GPU that engines run on, None where torch sees none."""
+    grow_segments()
     import torch
 
     if not torch.cuda.is_available():

@@ -15,7 +15,8 @@ from sana_export.configs import TINY, ModelConfig
 from sana_export.graph_modules import DecoderGraph, EncoderGraph
 from sana_export.vae import VAE
 from sana_export.vae_keys import fill_vae
-from sana_gpu.vae import VAEEngine, load_vae, prepare_vae
+from sana_gpu import vae_network
+from sana_gpu.vae import Engines, FirstEngine, VAEEngine, load_vae, prepare_vae
 from sana_runtime.errors import ConfigError, EngineError
 from sana_runtime.state import IN, OUT, check_names
 
@@ -35,24 +36,32 @@ def network(model: ModelConfig) -> VAE:
     return vae
 
 
-def engines(part: str, vae: VAE, model: ModelConfig, **how: object) -> Mapping[str, VAEEngine]:
+def engines(part: str, vae: VAE, model: ModelConfig, **how: object) -> Engines:
     config = {"vae": asdict(model.vae), "geometry": asdict(model.geometry)}
     weights = getattr(vae, part.removeprefix("vae_")).state_dict()
     return load_vae(part, config, prepare_vae(part, config["vae"], weights, **how), "cpu")  # type: ignore[arg-type]
 
 
-def given(engine: VAEEngine, seed: int) -> Tensor:
+def given(engine: FirstEngine | VAEEngine, seed: int) -> Tensor:
     spec, generator = engine.inputs[0], torch.Generator().manual_seed(seed)
     if spec.dtype == "uint8":
         return torch.randint(0, 256, spec.shape, dtype=torch.uint8, generator=generator)
     return torch.randn(spec.shape, generator=generator)
 
 
+def graphed(found: Engines) -> list[VAEEngine]:
+    """Those that have a graph."""
+    first, steady = found["first"], found["steady"]
+    assert isinstance(first, FirstEngine)
+    assert isinstance(steady, VAEEngine)
+    return [first._start, steady]
+
+
 def carried(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removesuffix(OUT) + IN: tensor for name, tensor in outputs.items() if name.endswith(OUT)}
 
 
-def stream(found: Mapping[str, VAEEngine], seed: int = 0) -> list[dict[str, Tensor]]:
+def stream(found: Engines, seed: int = 0) -> list[dict[str, Tensor]]:
     """All outputs of the first chunks of a stream."""
     results: list[dict[str, Tensor]] = []
     for index in range(CHUNKS):
@@ -63,7 +72,7 @@ def stream(found: Mapping[str, VAEEngine], seed: int = 0) -> list[dict[str, Tens
 
 
 @torch.inference_mode()
-def wanted(part: str, vae: VAE, found: Mapping[str, VAEEngine]) -> list[Tensor]:
+def wanted(part: str, vae: VAE, found: Engines) -> list[Tensor]:
     """The same chunks by the exported network."""
     net, state, made = getattr(vae, part.removeprefix("vae_")), [], []
     for index in range(CHUNKS):
@@ -104,6 +113,36 @@ def test_bf16_loses_no_more_than_the_network_in_bf16(part: str, winograd: dict[s
     name = found["first"].outputs[0].name
     for ours, theirs, reference in zip(got, plain, exact, strict=True):
         assert off(ours[name], reference) < 1.2 * off(theirs, reference)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_first_chunk_that_is_no_longer_than_a_later_one_is_computed_whole(part: str) -> None:
+    vae = network(MICRO)
+    config = {"vae": asdict(MICRO.vae), "geometry": asdict(MICRO.geometry) | {"first_latents": 3}}
+    weights = prepare_vae(part, config["vae"], getattr(vae, part.removeprefix("vae_")).state_dict(), torch.float32)
+    found = load_vae(part, config, weights, "cpu")
+    assert found["first"].inputs[0].shape[2 if part == "vae_decoder" else 1] == (3 if part == "vae_decoder" else 17)
+    for outputs, reference in zip(stream(found), wanted(part, vae, found), strict=True):
+        assert off(outputs[found["first"].outputs[0].name], reference) < (0.01 if part == "vae_decoder" else 3e-6)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_first_chunk_takes_no_more_room_than_a_later_one(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = engines(part, network(MICRO), MICRO)
+    sizes: list[list[int]] = []
+
+    def convolve(x: Tensor, weight: Tensor, pad: bool) -> object:
+        sizes[-1].append(x.numel())
+        return real(x, weight, pad)
+
+    real = vae_network.convolve
+    monkeypatch.setattr(vae_network, "convolve", convolve)
+    outputs: dict[str, Tensor] = {}
+    for index, engine in enumerate((found["first"], found["steady"])):
+        sizes.append([])
+        outputs = engine.run({engine.inputs[0].name: given(engine, index), **carried(outputs)})
+    first, steady = (max(inputs) for inputs in sizes)
+    assert first <= steady
 
 
 def test_encoder_in_chunks_equals_whole_clip() -> None:
@@ -159,7 +198,8 @@ def test_a_recorded_chunk_serves_all_streams(
     vae = network(MICRO)
     alone = [stream(engines(part, vae, MICRO, winograd=winograd), seed) for seed in range(3)]
     found = engines(part, vae, MICRO, winograd=winograd)
-    recorder = record(found.values(), monkeypatch)
+    recorder = record(graphed(found), monkeypatch)
+    found["first"].warm()
     streams: list[list[dict[str, Tensor]]] = [[], [], []]
     for step in range(CHUNKS + 2):
         # Each stream begins when the one before is a chunk further.
@@ -172,14 +212,14 @@ def test_a_recorded_chunk_serves_all_streams(
     for results, expected in zip(streams, alone, strict=True):
         for got, wanted in zip(results, expected, strict=True):
             assert all(torch.equal(got[name], wanted[name]) for name in wanted)
-    first, steady = recorder.pools
-    assert first is steady
+    steady, start = recorder.pools
+    assert start is steady
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_an_engine_keeps_nothing_of_a_stream(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = engines(part, network(MICRO), MICRO)
-    record(found.values(), monkeypatch)
+    record(graphed(found), monkeypatch)
     results = stream(found)
     held = [weakref.ref(tensor.untyped_storage()) for outputs in results for tensor in outputs.values()]
     del results

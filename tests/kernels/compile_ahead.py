@@ -1,4 +1,4 @@
-"""Compile every kernel of a production chunk for one architecture: `compile_ahead.py SM PRECISION...`, prints JSON.
+"""Compile every kernel of a production chunk for one architecture: `compile_ahead.py SM FRAMES PRECISION`, prints JSON.
 
 A program of its own, because Triton cannot compile in a process that interprets.
 """
@@ -15,9 +15,9 @@ PROJECTIONS = ("q", "k", "v", "gate", "beta", "rate", "out")
 FLOATS = ("q_weight", "k_weight", "rate_bias", "a_log", "state_kv", "state_z", "final_kv", "final_z")
 
 
-def compiled(sm: int, precision: str) -> list[dict]:
+def compiled(sm: int, frames: int, precision: str) -> list[dict]:
     rows = Rows(q=8960, k=8960, v=8960, beta=40, gate=8960, rate=40)
-    problem = Problem(1, 20, 3, 880, 112, 112, precision, True, rows, fused=True)
+    problem = Problem(1, 20, frames, 880, 112, 112, precision, True, rows, fused=True)
     dtypes = {name: buffer.dtype for name, buffer in workspace(problem).items()}
     dtypes |= dict.fromkeys(PROJECTIONS, "bfloat16") | dict.fromkeys(FLOATS, "float32")
     dtypes["rope"] = "float16"
@@ -26,4 +26,4 @@ def compiled(sm: int, precision: str) -> list[dict]:
 
 
 if __name__ == "__main__":
-    print(json.dumps({precision: compiled(int(sys.argv[1]), precision) for precision in sys.argv[2:]}))
+    print(json.dumps(compiled(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])))

@@ -1,12 +1,15 @@
 """The VAE's convolution: Winograd's kernels against its formulas, both against PyTorch's, and what is refused."""
 
+import weakref
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from gdn_cases import off
 from torch import Tensor
 
-from sana_kernels import conv_naive
+from sana_kernels import conv, conv_naive
 from sana_kernels.conv import Tile, convolve, run_fold, run_fold_weights, run_winograd, winograd, winograd_problem
 from sana_kernels.conv_ops import conv_unfold, run_fill, unfold_problem
 from sana_kernels.errors import KernelError
@@ -75,6 +78,23 @@ def test_slices_of_frames_make_the_same_products(device: torch.device) -> None:
     most = 4 * 36 * p.tiles * p.channels
     whole, sliced = (run_winograd(p, x, w, SMALL["whole"], values) for values in (10**9, most))
     assert torch.equal(sliced[:, : p.frames * p.tiles], whole[:, : p.frames * p.tiles])
+
+
+def test_a_slice_is_gone_before_the_next_is_made(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = (tensor.to(device) for tensor in operands(SIZES["ragged rows"], True))
+    w = by_tap(weight)
+    p = winograd_problem(x, w, True)
+    slices: list[weakref.ref[Tensor]] = []
+
+    def fold(*arguments: Any) -> Tensor:
+        assert not any(before() is not None for before in slices)
+        folded = run_fold(*arguments)
+        slices.append(weakref.ref(folded))
+        return folded
+
+    monkeypatch.setattr(conv, "run_fold", fold)
+    run_winograd(p, x, w, SMALL["whole"], 4 * 36 * p.tiles * p.channels)
+    assert len(slices) == 2
 
 
 @pytest.mark.parametrize("pad", [False, True])
