@@ -25,7 +25,7 @@ a CPU.
 
 ```sh
 PYTHONPATH=tools python -m train_tiny --work out/tiny     # data and all stages: one GPU, 35 minutes
-PYTHONPATH=tools python -m train_tiny --work out/tiny --stage ablation                # without cycle-reverse, 8 minutes
+PYTHONPATH=tools python -m train_tiny --work out/tiny --stage ablation                # without cycle-reverse, 9 minutes
 make quality                                              # every figure below that is served
 PYTHONPATH=tools python -m train_tiny.report out/tiny     # this page
 ```
