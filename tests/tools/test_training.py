@@ -20,7 +20,7 @@ from train_tiny.decoder_stage import Recorded, RecordedPool, border_weights, dec
 from train_tiny.dit_stage import Lesson, emphasis, new_editor
 from train_tiny.evaluate import LOOP, SHIFT, borders, paired_border_ratio
 from train_tiny.model import MODEL
-from train_tiny.optim import Clock, orthogonalised
+from train_tiny.optim import Clock, Optimizer, Training, orthogonalised
 from train_tiny.prompts import CLASSES, COLOURS, INVERTIBLE, PLACES, keys, phrases, reverse
 from train_tiny.rollout import Editor, attention_biases, empty_memory, resident_sinusoid
 from train_tiny.scenes import HASTE, Renderer, Scenes, draw_scenes, hurried, looped
@@ -235,6 +235,45 @@ def test_what_comes_before_the_first_step_is_no_part_of_the_schedule(monkeypatch
     assert clock.progress == 0.5
     now[0] += 20
     assert clock.progress == 1
+
+
+class Counted(Clock):
+    """A clock that goes on by a quarter whenever it is looked at for another step."""
+
+    looks = 0
+
+    def begin(self) -> None:
+        self.looks = 0
+
+    @property
+    def progress(self) -> float:
+        return self.looks / 4
+
+    @property
+    def rate(self) -> float:
+        self.looks += 1
+        return 1.0
+
+
+def test_a_training_ends_with_its_time_and_with_averaged_weights() -> None:
+    layer = torch.nn.Linear(3, 2)
+    start = [parameter.detach().clone() for parameter in layer.parameters()]
+    training = Training([layer], Optimizer([layer], muon=0.1, adam=0.1, excluded=()), Counted(1), period=2)
+    made = []
+    for step in training:
+        made.append(step)
+        loss = layer(torch.ones(3)).square().sum()
+        loss.backward()
+        training.apply(loss=loss)
+    assert made == [0, 1, 2, 3]
+    live = [parameter.detach().clone() for parameter in layer.parameters()]
+    assert [(point["step"], "loss" in point, "norm" in point) for point in training.finish()] == [
+        (2, True, True),
+        (4, True, True),
+    ]
+    for before, last, kept in zip(start, live, layer.parameters(), strict=True):
+        assert not torch.equal(kept, last)
+        assert (kept - last).norm() < (before - last).norm()
 
 
 def test_no_time_means_no_step() -> None:

@@ -15,6 +15,8 @@ import torch
 import typer
 from torch import Tensor
 
+from sana_export.dit import DiT
+from sana_export.text import TextEncoder
 from sana_export.vae import VAE
 from train_tiny import storage
 from train_tiny.collect import collect
@@ -52,6 +54,10 @@ CHAIN = ("vae", "dit", "objects", "stream", "decoder", "judge")
 """The stages that make and measure the checkpoint."""
 
 
+Points = list[dict[str, float]]
+"""What a training noted, step by step."""
+
+
 class Work:
     """The files of one training in one folder, and what every stage needs from them."""
 
@@ -86,41 +92,43 @@ class Work:
     def judge(self, stage: str, vae: str) -> Judge:
         return Judge(self.editor(stage), self.vae(vae), self.book(), self.clip())
 
+    def keep_vae(self, stage: str, vae: VAE, curve: Points) -> None:
+        """What a stage has trained, which is its end."""
+        storage.write_vae(self.path(stage), vae)
+        self.log(f"{stage}_curve", curve)
+
+    def keep_editor(self, stage: str, dit: DiT, text: TextEncoder, curve: Points) -> None:
+        """The same of a stage that trains both."""
+        storage.write_editor(self.path(stage), dit, text, self.folder / "tokenizer.json")
+        self.log(f"{stage}_curve", curve)
+
     def log(self, name: str, content: Any) -> None:
         (self.folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
 def run_vae(work: Work, minutes: float) -> None:
-    vae, curve = train_vae(work.world("vae"), minutes, SEED)
-    storage.write_vae(work.path("vae"), vae)
-    work.log("vae_curve", curve)
+    work.keep_vae("vae", *train_vae(work.world("vae"), minutes, SEED))
 
 
 def run_dit(work: Work, minutes: float) -> None:
-    dit, text, curve = train_dit(work.world("dit"), work.vae("vae"), work.book(), minutes, SEED)
-    storage.write_editor(work.path("dit"), dit, text, work.folder / "tokenizer.json")
-    work.log("dit_curve", curve)
+    work.keep_editor("dit", *train_dit(work.world("dit"), work.vae("vae"), work.book(), minutes, SEED))
 
 
 def run_objects(work: Work, minutes: float) -> None:
     parts = storage.read_editor(work.path("dit"))
-    dit, text, curve = train_objects(work.world("objects"), work.vae("vae"), work.book(), parts, minutes)
-    storage.write_editor(work.path("objects"), dit, text, work.folder / "tokenizer.json")
-    work.log("objects_curve", curve)
+    trained = train_objects(work.world("objects"), work.vae("vae"), work.book(), parts, minutes)
+    work.keep_editor("objects", *trained)
 
 
 def run_stream(work: Work, minutes: float, name: str = "stream", cycle: bool = True) -> None:
     parts = storage.read_editor(work.path("objects"))
-    dit, text, curve = train_stream(work.world("stream"), work.vae("vae"), work.book(), parts, minutes, cycle)
-    storage.write_editor(work.path(name), dit, text, work.folder / "tokenizer.json")
-    work.log(f"{name}_curve", curve)
+    trained = train_stream(work.world("stream"), work.vae("vae"), work.book(), parts, minutes, cycle)
+    work.keep_editor(name, *trained)
 
 
 def run_decoder(work: Work, minutes: float) -> None:
     world, book = work.world("decoder"), work.book()
-    vae, curve = train_decoder(world, work.vae("vae"), work.editor("stream"), book, minutes)
-    storage.write_vae(work.path("decoder"), vae)
-    work.log("decoder_curve", curve)
+    work.keep_vae("decoder", *train_decoder(world, work.vae("vae"), work.editor("stream"), book, minutes))
 
 
 def run_compile(work: Work, minutes: float) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sana_export.vae import VAE, VAEDecoder
 from train_tiny.model import MODEL
-from train_tiny.optim import Average, Clock, Curve, Optimizer
+from train_tiny.optim import Clock, Optimizer, Training
 from train_tiny.rollout import Editor, empty_memory, sample
 from train_tiny.scenes import hurried
 from train_tiny.speed import Captured
@@ -121,17 +121,14 @@ def train_decoder(
     # The recordings keep their truth, so that the decoder which is trained takes no part in them.
     decoder = vae.decoder.train()
     optimizer = Optimizer([decoder], muon=0.006, adam=5e-4, excluded=("conv_out",))
-    average, curve = Average([decoder], 0.995), Curve(clock, 50)
+    training = Training([decoder], optimizer, clock, 50, decay=0.995)
     step = Captured(decoder_step(decoder), decoder.parameters())
     step(*streams.draw(batch))
     step.clear()
-    clock.begin()
-    while clock.progress < 1:
+    for _ in training:
         error, change = step(*streams.draw(batch))
-        norm = optimizer.step(clock.rate)
-        average.update()
-        curve.add(psnr=10 * torch.log10(PEAK**2 / error), change=10 * torch.log10(PEAK**2 / change), norm=norm)
-        if curve.step % REFRESH == 0:
+        training.apply(psnr=10 * torch.log10(PEAK**2 / error), change=10 * torch.log10(PEAK**2 / change))
+        if training.step % REFRESH == 0:
             streams.refresh()
-    average.store()
-    return vae.eval(), curve.points
+    points = training.finish()
+    return vae.eval(), points

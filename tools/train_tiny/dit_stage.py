@@ -13,7 +13,7 @@ from sana_export.rope import Rope
 from sana_export.text import TextEncoder, fill_gemma
 from sana_export.vae import VAE
 from train_tiny.model import MODEL
-from train_tiny.optim import Average, Clock, Curve, Optimizer
+from train_tiny.optim import Clock, Optimizer, Training
 from train_tiny.prompts import INVERTIBLE
 from train_tiny.rollout import SCHEDULE, Editor, Memory, empty_memory, leaf, noised, resident
 from train_tiny.speed import Captured, compile_each
@@ -234,22 +234,18 @@ def train_dit(
     compile_each([*editor.dit.blocks, *editor.text.model.layers], world.device)
     step = Captured(dit_step(editor, weights), editor.parameters())
     optimizer = Optimizer([editor], muon=0.015, adam=2e-3, excluded=EXCLUDED)
-    average, curve = Average([editor], 0.998), Curve(clock, 100)
+    training = Training([editor], optimizer, clock, 100)
     rehearse(step, pool, book, sizes.batch, still_lesson(still_pool, book, sizes.stills))
-    clock.begin()
     groups = [Group(pool, sizes.batch) for _ in range(GROUPS)]
-    while clock.progress < 1:
-        turn = curve.step % GROUPS
+    for made in training:
+        turn = made % GROUPS
         group, stills = groups[turn], still_lesson(still_pool, book, sizes.stills)
         loss, group.memory = step(group.next(book), group.next(book), group.memory, stills)
-        norm = optimizer.step(clock.rate)
-        average.update()
-        curve.add(loss=loss, norm=norm)
+        training.apply(loss=loss)
         if group.finished:
             groups[turn] = Group(pool, sizes.batch)
-        if curve.step % REFRESH == 0:
+        if training.step % REFRESH == 0:
             pool.refresh()
-        if curve.step % STILL_REFRESH == 0:
+        if training.step % STILL_REFRESH == 0:
             still_pool.refresh()
-    average.store()
-    return editor.dit, editor.text, curve.points
+    return editor.dit, editor.text, training.finish()

@@ -134,7 +134,7 @@ def styled(video: Tensor, keys: list[str]) -> Tensor:
     return result
 
 
-def draw_keys(rng: np.random.Generator, things: list[str | None], shares: Mapping[str, float] = SHARES) -> list[str]:
+def draw_keys(rng: np.random.Generator, things: list[str | None], shares: Mapping[str, float]) -> list[str]:
     """A random edit for every scene; `things` names the object that can be edited, None where there is none."""
     return [draw_key(rng, thing, shares) for thing in things]
 

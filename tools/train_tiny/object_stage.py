@@ -9,6 +9,7 @@ from sana_export.text import TextEncoder
 from sana_export.vae import VAE
 from train_tiny.dit_stage import (
     EXCLUDED,
+    SIZES,
     STILL_BATCH,
     STILL_REFRESH,
     Lesson,
@@ -17,13 +18,12 @@ from train_tiny.dit_stage import (
     still_matching,
 )
 from train_tiny.model import MODEL
-from train_tiny.optim import Average, Clock, Curve, Optimizer
+from train_tiny.optim import Clock, Optimizer, Training
 from train_tiny.phrasings import KEEP
 from train_tiny.rollout import Editor
 from train_tiny.speed import Captured, compile_each
 from train_tiny.streams import PromptBook, StillPool, World
 
-BATCH, POOL = 256, 8192
 OBJECT_SHARES = {"recolour": 0.4, "remove": 0.26, "style": 0.12, KEEP: 0.04, "add": 0.1, "background": 0.08}
 """How often each family is drawn: mostly those that name an object, of the others enough to stay as they are."""
 
@@ -43,8 +43,8 @@ def train_objects(
     book: PromptBook,
     parts: tuple[DiT, TextEncoder],
     minutes: float,
-    batch: int = BATCH,
-    size: int = POOL,
+    batch: int = SIZES.stills,
+    size: int = SIZES.still_pool,
 ) -> tuple[DiT, TextEncoder, list[dict[str, float]]]:
     """The DiT and text encoder of stage 2, trained on single frames, and the training curve."""
     editor, clock = Editor(*parts, MODEL.geometry).to(world.device).train(), Clock(minutes, flat=0.2)
@@ -52,16 +52,11 @@ def train_objects(
     compile_each([*editor.dit.blocks, *editor.text.model.layers], world.device)
     step = Captured(object_step(editor, channel_weights(vae, world)), editor.parameters())
     optimizer = Optimizer([editor], muon=0.01, adam=1.4e-3, excluded=EXCLUDED)
-    average, curve = Average([editor], 0.998), Curve(clock, 250)
+    training = Training([editor], optimizer, clock, 250)
     step(still_lesson(pool, book, batch))
     step.clear()
-    clock.begin()
-    while clock.progress < 1:
-        loss = step(still_lesson(pool, book, batch))
-        norm = optimizer.step(clock.rate)
-        average.update()
-        curve.add(loss=loss, norm=norm)
-        if curve.step % STILL_REFRESH == 0:
+    for _ in training:
+        training.apply(loss=step(still_lesson(pool, book, batch)))
+        if training.step % STILL_REFRESH == 0:
             pool.refresh()
-    average.store()
-    return editor.dit, editor.text, curve.points
+    return editor.dit, editor.text, training.finish()

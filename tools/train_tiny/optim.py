@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -132,3 +132,35 @@ class Average:
     def store(self) -> None:
         """Put the averages in place of the live weights."""
         torch._foreach_copy_(self.live, self.kept)
+
+
+class Training:
+    """The steps of a time box: gradients are applied, weights averaged, and every `period`-th step is noted."""
+
+    def __init__(
+        self, modules: Sequence[nn.Module], optimizer: Optimizer, clock: Clock, period: int, decay: float = 0.998
+    ) -> None:
+        self.optimizer, self.clock = optimizer, clock
+        self.average, self.curve = Average(modules, decay), Curve(clock, period)
+
+    @property
+    def step(self) -> int:
+        """How many steps were made."""
+        return self.curve.step
+
+    def __iter__(self) -> Iterator[int]:
+        """Steps made so far, until the time is over; it begins with the first."""
+        self.clock.begin()
+        while self.clock.progress < 1:
+            yield self.step
+
+    def apply(self, **measured: Tensor) -> None:
+        """End a step, whose gradients are there."""
+        norm = self.optimizer.step(self.clock.rate)
+        self.average.update()
+        self.curve.add(**measured, norm=norm)
+
+    def finish(self) -> list[dict[str, float]]:
+        """Put the averages in place of the live weights; the training curve."""
+        self.average.store()
+        return self.curve.points

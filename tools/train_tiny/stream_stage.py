@@ -8,7 +8,7 @@ from sana_export.text import TextEncoder
 from sana_export.vae import VAE
 from train_tiny.dit_stage import EXCLUDED, SWITCH, Group, Lesson, channel_weights, sample_times
 from train_tiny.model import MODEL
-from train_tiny.optim import Average, Clock, Curve, Optimizer
+from train_tiny.optim import Clock, Optimizer, Training
 from train_tiny.rollout import STEPS, Editor, Memory, leaf, noised
 from train_tiny.speed import Captured, compile_each
 from train_tiny.streams import PairPool, PromptBook, World
@@ -139,21 +139,17 @@ def train_stream(
     compile_each([*editor.dit.blocks, *editor.text.model.layers], world.device)
     step = Captured(Teacher(editor, weights, cycle).step, editor.parameters())
     optimizer = Optimizer([editor], muon=0.005, adam=7e-4, excluded=EXCLUDED)
-    average, curve = Average([editor], 0.998), Curve(clock, 50)
+    training = Training([editor], optimizer, clock, 50)
     rehearse(step, pools[0], book, batch, cycle)
-    clock.begin()
     groups = [Group(pool, batch) for pool in pools]
-    while clock.progress < 1:
-        turn = curve.step % len(groups)
+    for made in training:
+        turn = made % len(groups)
         group, early = groups[turn], int(world.rng.integers(len(STEPS) - 1))
         lessons = [group.next(book, cycle) for _ in range(2)]
         loss, group.memory, group.backward = step(early, *lessons, group.memory, group.backward)
-        norm = optimizer.step(clock.rate)
-        average.update()
-        curve.add(loss=loss, norm=norm)
+        training.apply(loss=loss)
         if group.finished:
             groups[turn] = Group(pools[turn], batch)
-        if curve.step % REFRESH == 0:
-            pools[curve.step // REFRESH % len(pools)].refresh()
-    average.store()
-    return editor.dit, editor.text, curve.points
+        if training.step % REFRESH == 0:
+            pools[training.step // REFRESH % len(pools)].refresh()
+    return editor.dit, editor.text, training.finish()

@@ -10,7 +10,7 @@ from sana_export.vae import VAE, State
 from sana_export.vae_keys import fill_vae
 from sana_runtime.geometry import StreamGeometry
 from train_tiny.model import MODEL
-from train_tiny.optim import Average, Clock, Curve, Optimizer
+from train_tiny.optim import Clock, Optimizer, Training
 from train_tiny.speed import Captured
 from train_tiny.streams import ClipPool, World
 
@@ -47,23 +47,20 @@ def train_vae(
     vae, clock = new_vae(seed, world.device), Clock(minutes)
     clips = ClipPool(world, pool, LONG)
     optimizer = Optimizer([vae], muon=0.025, adam=2e-3, excluded=("encoder.conv_in", "decoder.conv_out"))
-    average, curve = Average([vae], 0.998), Curve(clock, 250)
+    training = Training([vae], optimizer, clock, 250)
     shapes = [(batch, SHORT)] * 3 + [(batch // 2, LONG)]
     step = Captured(vae_step(vae), vae.parameters())
     for shape in dict.fromkeys(shapes):
         step(clips.draw(*shape, CROP))
         step.clear()
-    clock.begin()
-    while clock.progress < 1:
-        error = step(clips.draw(*shapes[curve.step % len(shapes)], CROP))
-        norm = optimizer.step(clock.rate)
-        average.update()
-        curve.add(psnr=10 * torch.log10(PEAK**2 / error), norm=norm)
-        if curve.step % REFRESH == 0:
+    for made in training:
+        error = step(clips.draw(*shapes[made % len(shapes)], CROP))
+        training.apply(psnr=10 * torch.log10(PEAK**2 / error))
+        if training.step % REFRESH == 0:
             clips.refresh()
-    average.store()
+    points = training.finish()
     measure_statistics(vae, world)
-    return vae.eval(), curve.points
+    return vae.eval(), points
 
 
 def vae_step(vae: VAE) -> Callable[[Tensor], Tensor]:
