@@ -12,8 +12,7 @@ from sana_export.configs import SANA_STREAMING, VAEConfig
 from sana_export.graph_modules import DecoderGraph, EncoderGraph
 from sana_export.vae import VAE, VAEDecoder, VAEEncoder
 from sana_export.vae_layers import TemporalConv
-from sana_gpu.vae import Engines, FirstEngine, VAEEngine, load_vae, prepare_vae
-from sana_gpu.vae_weights import WINOGRAD
+from sana_gpu.vae import Engines, PartEngine, load_vae, prepare_vae
 from sana_runtime.state import IN, OUT
 
 PARTS = ("vae_encoder", "vae_decoder")
@@ -53,14 +52,14 @@ def network(part: str, vae: VAE) -> VAEEncoder | VAEDecoder:
     return vae.encoder if part == "vae_encoder" else vae.decoder
 
 
-def engines(part: str, vae: VAE, size: tuple[int, int], winograd: Any = WINOGRAD) -> Engines:
+def engines(part: str, vae: VAE, size: tuple[int, int]) -> Engines:
     """Of one part in bfloat16, at `size` (rows, columns)."""
     config = configured(size)
-    weights = prepare_vae(part, config["vae"], network(part, vae).state_dict(), winograd=winograd)
+    weights = prepare_vae(part, config["vae"], network(part, vae).state_dict())
     return load_vae(part, config, weights, str(vae.encoder.latents_mean.device))
 
 
-def example(engine: FirstEngine | VAEEngine, seed: int) -> Tensor:
+def example(engine: PartEngine, seed: int) -> Tensor:
     """What a chunk is given: smooth moving colours, or a random latent."""
     spec, device = engine.inputs[0], engine.memory.device
     generator = torch.Generator(device).manual_seed(seed)
@@ -118,10 +117,10 @@ def as_it_is() -> Iterator[None]:
         cudnn.allow_tf32, cudnn.benchmark = before
 
 
-def errors(part: str, size: tuple[int, int], count: int, winograd: Any = WINOGRAD) -> dict[str, Any]:
+def errors(part: str, size: tuple[int, int], count: int) -> dict[str, Any]:
     """Of the engines and of the plain network in bfloat16, against the network in float32, per chunk."""
     vae = random_vae(SANA_STREAMING.vae)
-    found = engines(part, vae, size, winograd)
+    found = engines(part, vae, size)
     with as_it_is():
         got = chunks(part, found, count)
         wanted = reference(part, vae, found, count)

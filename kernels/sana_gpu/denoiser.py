@@ -39,7 +39,7 @@ class ChunkEngine:
         self.memory, self.dit, self._layout, self._rope = memory, dit, layout, rope
         self.inputs, self.outputs = layout.chunk_inputs(steady), layout.chunk_outputs(steady)
         self._tensors = [spec.name for spec in self.inputs if spec.name not in ("frame_start", "recent_valid")]
-        self._steady, self._streams, self._room = steady, room.streams, room
+        self._steady, self._room = steady, room
         self.buffers = Buffers(layout, self.inputs, steady, room)
         self._graphs = Graphs(memory)
 
@@ -59,16 +59,16 @@ class ChunkEngine:
         results: dict[int, dict[str, Array]] = {}
         with self.memory.stream(), memory_levers(f"the chunks of {len(feeds)} streams"):
             for recent, members in groups.items():
-                for batch in batches(members, self._streams):
+                for batch in batches(members, self._room.streams):
                     results |= zip(batch, self._run([feeds[index] for index in batch], recent), strict=True)
         return [results[index] for index in range(len(feeds))]
 
     @torch.inference_mode()
     def warm(self) -> None:
         """Compile and capture every graph that a stream may ask for, so that no chunk waits for that."""
-        with self.memory.stream(), memory_levers(f"the graphs of {self._streams} streams"):
+        with self.memory.stream(), memory_levers(f"the graphs of {self._room.streams} streams"):
             for recent in range(self._layout.slots + 1 if self._steady else 1):
-                for count in sizes(self._streams):
+                for count in sizes(self._room.streams):
                     self._graphs.get((count, recent), partial(self._compute, count, recent))
             self._room.forget()
 

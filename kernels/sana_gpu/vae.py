@@ -1,5 +1,6 @@
 """Engines of the VAE's encoder and decoder on a GPU: a CUDA graph for the start of a stream, one for later chunks."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,11 +20,11 @@ from sana_runtime.memory import Array, TorchMemory
 from sana_runtime.state import IN, OUT, as_inputs, from_outputs
 from sana_runtime.tensors import TensorSpec, dtype_name
 
-__all__ = ["Engines", "FirstEngine", "VAEEngine", "load_vae", "prepare_vae"]
+__all__ = ["Engines", "FirstEngine", "PartEngine", "VAEEngine", "load_vae", "prepare_vae"]
 
 MOST_STREAMS = 8
 
-Engines = Mapping[str, "FirstEngine | VAEEngine"]
+Engines = Mapping[str, "PartEngine"]
 """Engines of a part by kind of chunk."""
 
 Walk = Callable[[Tensors, Mapping[str, Any], Tensor, Carried], Tensor]
@@ -57,8 +58,37 @@ class ByAddress:
         self.table.leave(name + OUT, frames[None])
 
 
-class VAEEngine:
-    """One part in the shapes of one kind of chunk.
+class PartEngine(ABC):
+    """One part of the VAE for one kind of chunk, which takes streams one after the other."""
+
+    memory: TorchMemory
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Raises EngineError naming the tensor that is missing, unknown or misshapen."""
+        return self.run_batch([feeds])[0]
+
+    @torch.inference_mode()
+    def run_batch(self, feeds: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
+        """One stream after the other: the convolutions of one fill the GPU, and more would take more memory."""
+        if not 1 <= len(feeds) <= MOST_STREAMS:
+            raise EngineError(f"{len(feeds)} streams in one batch, the engine takes 1 to {MOST_STREAMS}")
+        for one in feeds:
+            check_feeds(self.inputs, one)
+        with self.memory.stream(), memory_levers(f"the VAE's {self.outputs[0].name} of {len(feeds)} streams"):
+            return [self._run(one) for one in feeds]
+
+    @abstractmethod
+    def warm(self) -> None:
+        """Make ready whatever a chunk would wait for."""
+
+    @abstractmethod
+    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]: ...
+
+
+class VAEEngine(PartEngine):
+    """A chunk as one graph.
 
     `frames` u8 (1, F, H, W, 3) to `source` f32 (1, C, T, h, w), or `latent` f32 to `edited` u8. State is the last two
     input frames of each convolution, (1, 2, H', W', C) with the decoder's halo: NAME.in, which the first chunk has
@@ -79,17 +109,6 @@ class VAEEngine:
         self._carried = ByAddress(self._table, at_start=not state)
         self._graphs = Graphs(memory)
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Raises EngineError naming the tensor that is missing, unknown or misshapen."""
-        return self.run_batch([feeds])[0]
-
-    @torch.inference_mode()
-    def run_batch(self, feeds: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
-        """One stream after the other: the convolutions of one fill the GPU, and more would take more memory."""
-        check_batch(self.inputs, feeds)
-        with self.memory.stream(), memory_levers(f"the VAE's {self._port.made} of {len(feeds)} streams"):
-            return [self._run(one) for one in feeds]
-
     def warm(self) -> None:
         """Compile its kernels, let cuDNN choose its own, and capture the graph, so that no chunk waits for that."""
         self.run({spec.name: self.memory.zeros(spec) for spec in self.inputs})
@@ -98,18 +117,18 @@ class VAEEngine:
         given = {name: self._table.fit(self.memory.as_tensor(array)) for name, array in feeds.items()}
         made = {spec.name: self.memory.empty(spec) for spec in self.outputs}
         self._table.point({**given, **made})
-        self._graphs.get("chunk", self.compute)()
+        self._graphs.get("chunk", self._compute)()
         return made
 
-    def compute(self) -> None:
-        """The chunk whose tensors the table points to, as it is recorded; they have to live."""
+    def _compute(self) -> None:
+        """The chunk whose tensors the table points to, as it is recorded."""
         given = self.memory.empty(self.inputs[0])
         self._table.fetch(self._port.given, given)
         made = self._port.walk(self._weights, self._config, given, self._carried)
         self._table.leave(self._port.made, made)
 
 
-class FirstEngine:
+class FirstEngine(PartEngine):
     """A first chunk as two pieces of a stream: what it has more of than a later one, and the rest like a later one.
 
     So no graph is of more frames than a later chunk has, and the room that graphs keep is that much smaller.
@@ -119,17 +138,6 @@ class FirstEngine:
         self.memory, self._start, self._later = later.memory, start, later
         self.inputs = (joined(start.inputs[0], later.inputs[0]),)
         self.outputs = (joined(start.outputs[0], later.outputs[0]), *later.outputs[1:])
-
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Raises EngineError naming the tensor that is missing, unknown or misshapen."""
-        return self.run_batch([feeds])[0]
-
-    @torch.inference_mode()
-    def run_batch(self, feeds: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
-        """One stream after the other, as later chunks."""
-        check_batch(self.inputs, feeds)
-        with self.memory.stream():
-            return [self._run(one) for one in feeds]
 
     def warm(self) -> None:
         """As the engines of its pieces; the graph of the larger one is captured first."""
@@ -155,14 +163,6 @@ def cut(array: Array, dimension: int, size: int) -> tuple[Array, Array]:
     """The first `size` of a dimension, and the rest."""
     every = (slice(None),) * dimension
     return array[*every, :size], array[*every, size:]
-
-
-def check_batch(inputs: tuple[TensorSpec, ...], feeds: Sequence[Mapping[str, Array]]) -> None:
-    """Raise EngineError unless these are as many streams as a batch may have, each with exactly the `inputs`."""
-    if not 1 <= len(feeds) <= MOST_STREAMS:
-        raise EngineError(f"{len(feeds)} streams in one batch, the engine takes 1 to {MOST_STREAMS}")
-    for one in feeds:
-        check_feeds(inputs, one)
 
 
 def load_vae(part: str, config: Mapping[str, Any], weights: Tensors, device: str) -> Engines:

@@ -16,7 +16,7 @@ from sana_export.graph_modules import DecoderGraph, EncoderGraph
 from sana_export.vae import VAE
 from sana_export.vae_keys import fill_vae
 from sana_gpu import vae_network
-from sana_gpu.vae import Engines, FirstEngine, VAEEngine, load_vae, prepare_vae
+from sana_gpu.vae import Engines, FirstEngine, PartEngine, VAEEngine, load_vae, prepare_vae
 from sana_runtime.errors import ConfigError, EngineError
 from sana_runtime.state import IN, OUT, check_names
 
@@ -42,7 +42,7 @@ def engines(part: str, vae: VAE, model: ModelConfig, **how: object) -> Engines:
     return load_vae(part, config, prepare_vae(part, config["vae"], weights, **how), "cpu")  # type: ignore[arg-type]
 
 
-def given(engine: FirstEngine | VAEEngine, seed: int) -> Tensor:
+def given(engine: PartEngine, seed: int) -> Tensor:
     spec, generator = engine.inputs[0], torch.Generator().manual_seed(seed)
     if spec.dtype == "uint8":
         return torch.randint(0, 256, spec.shape, dtype=torch.uint8, generator=generator)
