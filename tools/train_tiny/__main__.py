@@ -41,11 +41,11 @@ SAMPLE = 0.02
 MINUTES = {
     "vae": 7.0,
     "dit": 7.7,
-    "objects": 6.0,
-    "stream": 9.0,
+    "objects": 8.0,
+    "stream": 9.5,
     "decoder": 3.0,
     "judge": 0,
-    "ablation": 9.0,
+    "ablation": 9.5,
     "compile": 0,
 }
 """How long every stage takes, beside some seconds to start and to write."""

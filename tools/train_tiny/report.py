@@ -24,8 +24,8 @@ TEXT = """# The tiny checkpoint
 a CPU.
 
 ```sh
-PYTHONPATH=tools python -m train_tiny --work out/tiny     # data and all stages: one GPU, 35 minutes
-PYTHONPATH=tools python -m train_tiny --work out/tiny --stage ablation                # without cycle-reverse, 9 minutes
+PYTHONPATH=tools python -m train_tiny --work out/tiny     # data and all stages: one GPU, 38 minutes
+PYTHONPATH=tools python -m train_tiny --work out/tiny --stage ablation                # without cycle-reverse, 10 minutes
 make quality                                              # every figure below that is served
 PYTHONPATH=tools python -m train_tiny.report out/tiny     # this page
 ```
