@@ -12,6 +12,8 @@ import typer
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from train_tiny.phrasings import KEEP
+
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 QUALITY, TRAINING = RESULTS / "tiny_quality.json", RESULTS / "tiny_training.json"
@@ -25,13 +27,17 @@ a CPU.
 
 ```sh
 PYTHONPATH=tools python -m train_tiny --work out/tiny     # data and all stages: one GPU, 38 minutes
-PYTHONPATH=tools python -m train_tiny --work out/tiny --stage ablation                # without cycle-reverse, 10 minutes
+PYTHONPATH=tools python -m train_tiny --work out/tiny --stage ablation               # without cycle-reverse, 10 minutes
 make quality                                              # every figure below that is served
 PYTHONPATH=tools python -m train_tiny.report out/tiny     # this page
 ```
 
 The data is generated while training, over pictures with free licences ([list](tiny-data.md)); the shipped clip is held
 out, and so are the instructions below. Ground truth is computed, so every edit has a PSNR against what it should be.
+
+The shipped weights are of these stages, run on three machines with an H200, each stage from what the one before left.
+There compiling took four of the DiT stage's minutes and one of the next stage's, which in the one command happens
+beside the VAE stage. So the command gives the same recipe, with more of it, and not the same bytes.
 
 ## Against the goals
 
@@ -41,12 +47,12 @@ Speed is the best of all streams, since a machine that does other work slows sin
 
 ## Every edit, through the server
 
-Eight chunks, instructions that were not trained on, on the held-out clip (looks) and on held-out generated scenes
-(objects). PSNR in dB against the true edit: of the unedited source, of the edit, and of an edit with a wrong
-instruction. `border` is the change of the error across a chunk border over that inside chunks. Motion is uneven: the
-clip's own frame differences have a ratio between 0.77 and 1.33, by where in the clip the stream begins. So all is
-streamed twice, half a chunk apart, and every moment at a border is compared with the same moment inside a chunk; `raw`
-is the ratio without that.
+Eight chunks, instructions that were not trained on, on the held-out clip (looks) and on three held-out generated scenes
+each (objects). Mean PSNR in dB against the true edit: of the unedited source, of the edit, and of an edit with a wrong
+instruction; `gain` is the edit's over the source's, `least` that of the scene which gains least. `border` is the change
+of the error across a chunk border over that inside chunks. Motion is uneven: the clip's own frame differences have a
+ratio between 0.77 and 1.33, by where in the clip the stream begins. So all is streamed twice, half a chunk apart, and
+every moment at a border is compared with the same moment inside a chunk; `raw` is the ratio without that.
 
 {edits}
 
@@ -59,16 +65,16 @@ scenes with two or three objects, offline, {choice} of first chunks show the nam
 
 ## Long streams
 
-PSNR in dB per chunk of {long_chunks}-chunk streams, served. All motion comes round after 38 chunks: chunk 40 shows what
-chunk 2 showed, and any difference is drift.
+PSNR in dB per chunk of {long_chunks}-chunk streams, served, means of three scenes per edit. All motion comes round
+after 38 chunks: chunk 40 shows what chunk 2 showed, and any difference is drift.
 
 {long}
 
 ## Does the state matter, do the cycle and the decoder stage help
 
 Mean PSNR in dB over held-out generated scenes of all kinds, offline: of {long_chunks}-chunk streams, and of streams of
-eight chunks, with their border ratio. The last stage of the training shows the VAE's decoder what the editor leaves;
-the lower two rows are without it.
+eight chunks, of those the one that keeps the video, and their border ratio. The last stage of the training shows the
+VAE's decoder what the editor leaves; the lower two rows are without it.
 
 {ablation}
 
@@ -116,12 +122,13 @@ def logs(work: Path) -> dict[str, Any]:
 
 
 def goals(quality: Mapping[str, Any], training: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    rows = [row for row in quality["edits"] if row["edit"] != "keep"]
-    keep = next(row for row in quality["edits"] if row["edit"] == "keep")
+    rows = [row for row in quality["edits"] if row["edit"] != KEEP]
+    keep = next(row for row in quality["edits"] if row["edit"] == KEEP)
     worst = min(rows, key=lambda row: row["gain"])
     closest = min(quality["edits"], key=lambda row: row["edited"] - row["wrong"])
-    border = max(quality["edits"], key=lambda row: row["border"])
-    drop = max((chunks[2] - chunks[40], key) for key, chunks in quality["long"].items())
+    borders = {row["edit"]: row["border"] for row in quality["edits"]}
+    drops = {key: chunks[2] - chunks[40] for key, chunks in quality["long"].items()}
+    border, drop = mean([*borders.values()]), mean([*drops.values()])
     carried, zeroed = (mean(chunks[2:]) for chunks in training["quality"]["state"].values())
     fps = max(row["fps"] for row in quality["edits"])
     return [
@@ -144,11 +151,17 @@ def goals(quality: Mapping[str, Any], training: Mapping[str, Any]) -> list[tuple
             quality["vae"] - keep["edited"] <= 1.5,
             "dB",
         ),
-        goal(f"border ratio at most 1.15 (worst: {border['edit']})", border["border"], border["border"] <= 1.15, ""),
-        goal(f"chunk 40 within 0.5 dB of chunk 2 (worst: {drop[1]})", drop[0], drop[0] <= 0.5, "dB"),
+        goal(f"border ratio at most 1.15 (mean of all edits; worst: {largest(borders)})", border, border <= 1.15, ""),
+        goal(f"chunk 40 within 0.5 dB of chunk 2 (mean; worst: {largest(drops)} dB)", drop, drop <= 0.5, "dB"),
         goal("zeroing the state costs quality", carried - zeroed, carried > zeroed, "dB"),
         goal("served on 2 cores at least 8 frames per second (stream least disturbed)", fps, fps >= 8, "fps"),
     ]
+
+
+def largest(figures: Mapping[str, float]) -> str:
+    """The edit with the largest figure, and the figure."""
+    key = max(figures, key=lambda key: figures[key])
+    return f"{key}, {figures[key]:.2f}"
 
 
 def goal(text: str, value: float, met: bool, unit: str) -> tuple[str, str, str]:
@@ -164,7 +177,7 @@ def misread(lost: Sequence[tuple[str, float]]) -> str:
 
 
 def edits(rows: Sequence[Mapping[str, Any]]) -> str:
-    figures = ("source", "edited", "gain", "wrong", "border", "border_raw")
+    figures = ("source", "edited", "gain", "least", "wrong", "border", "border_raw")
     shown = [(row["edit"], row["prompt"], *(f"{row[name]:.2f}" for name in figures)) for row in rows]
     return table(("edit", "instruction", *figures[:-1], "raw"), shown)
 
@@ -180,9 +193,10 @@ def cycle(training: Mapping[str, Any]) -> str:
     shipped, without = training["stream"], training["no_cycle"]
     steps = training["curves"]["stream"][-1]["step"], without["steps"]
     change = mean(shipped["drift"][2:]) - mean(without["drift"][2:])
+    same = kept(shipped["procedural"]) - kept(without["procedural"])
     return fill(
         f"Both trainings of the streaming stage had the same time: {steps[0]} steps with cycle-reverse, {steps[1]} "
-        f"without. Cycle-reverse changes the mean of long streams by {change:+.2f} dB.",
+        f"without. Cycle-reverse changes what is kept by {same:+.2f} dB, the mean of long streams by {change:+.2f}.",
         120,
     )
 
@@ -206,11 +220,16 @@ def ablation(training: Mapping[str, Any]) -> str:
     drifts = [(name, figures["drift"]) for name, figures in rows.items()]
     moments = [(name, *(f"{x:.2f}" for x in (drift[2], drift[40], mean(drift[2:])))) for name, drift in drifts]
     edited = [figures["procedural"] for figures in rows.values()]
-    means = [(of_edits(streams, "edited"), of_edits(streams, "border")) for streams in edited]
+    means = [(of_edits(rows, "edited"), f"{kept(rows):.2f}", of_edits(rows, "border")) for rows in edited]
     return table(
-        ("", "chunk 2", "chunk 40", "mean of chunks 2 to 41", "8 chunks", "border"),
+        ("", "chunk 2", "chunk 40", "mean of chunks 2 to 41", "8 chunks", KEEP, "border"),
         [(*moment, *figures) for moment, figures in zip(moments, means, strict=True)],
     )
+
+
+def kept(rows: Sequence[Mapping[str, Any]]) -> float:
+    """PSNR of streams that were asked to stay as they are."""
+    return float(next(row["edited"] for row in rows if row["edit"] == KEEP))
 
 
 def of_edits(rows: Sequence[Mapping[str, Any]], figure: str) -> str:
