@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -92,7 +91,7 @@ class Report:
             self.figures["eight streams over one"] = 8 * one / eight
         self._write()
         if self.picture is not None and self.figures.keys() & GOALS.keys():
-            draw(self.figures, self.picture)
+            draw(self.figures, self.about["gpu"], self.picture)
 
     def show(self) -> None:
         table = Table("", "measured", "of the roofline", "published code", "target", "")
@@ -115,7 +114,7 @@ class Report:
         self.output.write_text(json.dumps({**written, "seconds": self.seconds}, indent=1) + "\n")
 
 
-def draw(figures: dict[str, float], path: Path) -> None:
+def draw(figures: dict[str, float], gpu: str, path: Path) -> None:
     """Bars of what has a target and a figure, as multiples of the target."""
     import matplotlib
 
@@ -125,15 +124,21 @@ def draw(figures: dict[str, float], path: Path) -> None:
     rows = [(name, goal, figures[name]) for name, goal in GOALS.items() if goal.target and name in figures]
     rows = [row for row in rows if not row[1].more_is_better]
     figure, axis = pyplot.subplots(figsize=(8, 0.36 * len(rows) + 1.2))
+    axis.axvline(1, color="black", linewidth=0.8, linestyle=":", zorder=0)
     places = range(len(rows))[::-1]
-    published = [goal.published / goal.target if goal.published and goal.target else 0 for _, goal, _ in rows]
-    axis.barh([place + 0.2 for place in places], published, 0.38, color="#c8c8c8", label="published code")
-    reached = [value / goal.target for _, goal, value in rows if goal.target]
-    axis.barh([place - 0.2 for place in places], reached, 0.38, color="#76b900", label="this engine")
-    for place, (_, goal, value), length in zip(places, rows, reached, strict=True):
-        axis.text(length, place - 0.2, f" {value:.3g} {goal.unit}", va="center", fontsize=8)
-    axis.axvline(1, color="black", linewidth=0.8, linestyle=":")
-    axis.set(yticks=list(places), xlabel=f"multiples of the target, {torch.cuda.get_device_name()}")
+    bars = {
+        "published code": (0.2, "#c8c8c8", [goal.published for _, goal, _ in rows]),
+        "this engine": (-0.2, "#76b900", [value for _, _, value in rows]),
+    }
+    for label, (up, colour, values) in bars.items():
+        shown = [
+            (place + up, goal, value) for place, (_, goal, _), value in zip(places, rows, values, strict=True) if value
+        ]
+        lengths = [value / goal.target for _, goal, value in shown]
+        drawn = axis.barh([place for place, _, _ in shown], lengths, 0.38, color=colour, label=label)
+        axis.bar_label(drawn, [f"{value:.3g} {goal.unit}" for _, goal, value in shown], padding=3, fontsize=7)
+    axis.margins(x=0.1)
+    axis.set(yticks=list(places), xlabel=f"multiples of the target, {gpu}")
     axis.set_yticklabels([name for name, _, _ in rows])
     axis.legend(loc="lower right")
     figure.tight_layout()
