@@ -30,7 +30,7 @@ ABOUT = """Compile SANA-Streaming into engines and a Triton model repository.
 
   sana-build serve out/repo
 
-  sana-stream input.mp4 --prompt "Make it a watercolor painting" -o out.mp4
+  sana-stream input.mp4 --prompt "Turn the video into a pencil drawing" -o out.mp4
 
 [bold]Build for a card that is not in this machine:[/]
 

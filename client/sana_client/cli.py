@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 EPILOG = """
 **Examples**
 
-`sana-stream clip.mp4 --prompt "make it a watercolour" -o painted.mp4`
+`sana-stream clip.mp4 --prompt "Turn the video into a pencil drawing" -o drawn.mp4`
 
-`sana-stream clip.mp4 --prompt "add snow" --prompt-at "4=make it night" -o out.mp4 --contact-sheet out.png`
+`sana-stream clip.mp4 --prompt "Turn day into night" --prompt-at "4=Make it sepia" -o out.mp4 --contact-sheet s.png`
 
-`sana-stream rtsp://camera/1 --prompt "make it a comic" -o live.mkv`  (Ctrl-C ends it, the file is complete)
+`sana-stream rtsp://camera/1 --prompt "Turn day into night" -o live.mkv`  (Ctrl-C ends it, the file is complete)
 
-`ffmpeg -i talk.webm -f matroska - | sana-stream - --prompt "oil painting" -o talk.mkv --json > figures.json`
+`ffmpeg -i talk.webm -f matroska - | sana-stream - --prompt "Turn day into night" -o talk.mkv --json > figures.json`
 """
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
