@@ -23,6 +23,7 @@ from rich.progress import track
 from sana_build.server import Ports, TritonServer
 from sana_client.pipeline import Piece, edit
 from sana_client.session import Session, connect
+from sana_export.pixels import pixels_to_uint8
 from sana_runtime.geometry import StreamGeometry
 from sana_runtime.manifest import Manifest
 from sana_runtime.stages import Request
@@ -159,8 +160,7 @@ def rendered(pair: Pair, geometry: StreamGeometry, chunks: int) -> tuple[np.ndar
     for index in range(chunks):
         frames = geometry.chunk(index).frames
         for video, part in zip(videos, pair(range(start, start + frames)), strict=True):
-            pixels = (127.5 * part[0] + 127.5).clamp(0, 255).to(torch.uint8)
-            video.append(pixels.permute(1, 2, 3, 0).numpy())
+            video.append(pixels_to_uint8(part)[0].numpy())
         start += frames
     source, target = (np.concatenate(video) for video in videos)
     return source, target
@@ -191,16 +191,17 @@ async def answers(session: Session, chunks: list[np.ndarray], prompt: str) -> As
 
 def row(key: str, streams: Sequence[Streamed]) -> dict:
     """Means of PSNR against the truth: of sources, edits and wrongly prompted edits; and the jump at chunk borders."""
-    before, after = mean(psnr(s.source, s.target) for s in streams), mean(psnr(s.edited, s.target) for s in streams)
+    before, after = [psnr(s.source, s.target) for s in streams], [psnr(s.edited, s.target) for s in streams]
+    gains = [late - early for early, late in zip(before, after, strict=True)]
     changes = torch.stack([change(s.edited, s.target) for s in streams])
     later = torch.stack([change(s.later, s.target[SHIFT:-SHIFT]) for s in streams])
     return {
         "edit": key,
         "prompt": phrases(key, held_out=True)[0],
-        "source": before,
-        "edited": after,
-        "gain": after - before,
-        "least": min(psnr(s.edited, s.target) - psnr(s.source, s.target) for s in streams),
+        "source": mean(before),
+        "edited": mean(after),
+        "gain": mean(gains),
+        "least": min(gains),
         "wrong": mean(psnr(s.refused, s.target) for s in streams),
         "border_raw": border_ratio(changes),
         "border": paired_border_ratio(changes, later),

@@ -15,6 +15,7 @@ from sana_build.build import build
 from sana_build.plan import resolve
 from sana_build.server import Ports, TritonServer
 from sana_export.configs import TINY
+from sana_export.pixels import pixels_to_uint8
 from streams import pieces, served
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
@@ -92,6 +93,6 @@ def test_a_video_that_shall_stay_as_it_is_stays(edit: Callable[[str], np.ndarray
 def test_the_object_that_is_named_is_edited(server: TritonServer, clip: Path, key: str) -> None:
     world = held_out_world(torch.from_numpy(held_out_clip(clip)), seed=5)
     pair = scene_pair(world, [key])(range(FRAMES))
-    source, wanted = ((127.5 * video[0] + 127.5).byte().permute(1, 2, 3, 0).numpy() for video in pair)
+    source, wanted = (pixels_to_uint8(video)[0].numpy() for video in pair)
     edited = stream(server, source, phrases(key, held_out=True)[0])
     assert psnr(edited, wanted) >= psnr(source, wanted) + 6

@@ -3,7 +3,6 @@
 Weights are random; times are medians over CUDA events of whole chunks, of steady ones unless said otherwise.
 """
 
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -43,8 +42,8 @@ def measure(part: str, batches: tuple[int, ...] = (1,)) -> dict[str, dict[str, f
     result: dict[str, dict[str, float]] = {}
     for variant in found:
         feeds = feeds_of(found, variant)
-        work = sum(layer.flops for layer in convolutions(part, variant))
-        result[variant] = {"ms": milliseconds(partial(found[variant].run, feeds)), "tflop": work / 1e12}
+        time = milliseconds(partial(found[variant].run, feeds))
+        result[variant] = {"ms": time, "tflop": work(part, variant) / 1e12}
         for batch in batches[1:] if variant == "steady" else ():
             result[f"steady, {batch} streams"] = {
                 "ms": milliseconds(partial(found[variant].run_batch, [feeds] * batch), 4)
@@ -52,27 +51,8 @@ def measure(part: str, batches: tuple[int, ...] = (1,)) -> dict[str, dict[str, f
     return result
 
 
-@dataclass(frozen=True)
-class Layer:
-    """One shape of convolution: input planes with what is before and around them, and how many there are of it."""
-
-    frames: int
-    rows: int
-    columns: int
-    channels: int
-    outputs: int
-    pad: bool
-    count: int = 1
-
-    @property
-    def flops(self) -> float:
-        halo = 0 if self.pad else 2
-        pixels = (self.frames - 2) * (self.rows - halo) * (self.columns - halo)
-        return 2.0 * 27 * self.count * pixels * self.channels * self.outputs
-
-
-def convolutions(part: str, variant: str) -> list[Layer]:
-    """The list of shapes in order of execution, from a walk without values."""
+def work(part: str, variant: str) -> float:
+    """FLOPs of a chunk's convolutions, from a walk without values."""
     from sana_gpu.vae import PORTS, outline
     from sana_gpu.vae import example as given
 
@@ -80,11 +60,13 @@ def convolutions(part: str, variant: str) -> list[Layer]:
     geometry = StreamGeometry(**config["geometry"])
     with torch.device("meta"):
         weights = prepare_vae(part, config["vae"], network(part, VAE(SANA_STREAMING.vae)).state_dict(), winograd={})
-    found: dict[Layer, int] = {}
+    found: list[float] = []
 
     def record(x: Tensor, weight: Tensor, pad: bool) -> Any:
-        layer = Layer(*x.shape, weight.shape[0], pad)
-        found[layer] = found.get(layer, 0) + 1
+        frames, rows, columns, channels = x.shape
+        halo = 0 if pad else 2
+        pixels = (frames - 2) * (rows - halo) * (columns - halo)
+        found.append(2.0 * 27 * pixels * channels * weight.shape[0])
         return real(x, weight, pad)
 
     port, real = PORTS[part], vae_network.convolve
@@ -96,16 +78,16 @@ def convolutions(part: str, variant: str) -> list[Layer]:
         walk(given(port, geometry, int(variant == "steady")), InHand(before.written if variant == "steady" else {}))
     finally:
         vae_network.convolve = real
-    return [replace(layer, count=count) for layer, count in found.items()]
+    return sum(found)
 
 
-def profile(part: str, variant: str = "steady", size: tuple[int, int] = PRODUCTION) -> list[tuple[str, float, int]]:
-    """The ten kernels that take most of a chunk: name, ms, calls."""
-    found = engines(part, random_vae(SANA_STREAMING.vae), size)
-    feeds = feeds_of(found, variant)
-    found[variant].run(feeds)
+def profile(part: str) -> list[tuple[str, float, int]]:
+    """The ten kernels that take most of a steady chunk: name, ms, calls."""
+    found = engines(part, random_vae(SANA_STREAMING.vae), PRODUCTION)
+    feeds = feeds_of(found, "steady")
+    found["steady"].run(feeds)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as recorded:
-        found[variant].run(feeds)
+        found["steady"].run(feeds)
         torch.cuda.synchronize()
     kernels = sorted(recorded.key_averages(), key=lambda entry: -entry.self_device_time_total)
     return [(entry.key[:110], entry.self_device_time_total / 1e3, entry.count) for entry in kernels[:10]]

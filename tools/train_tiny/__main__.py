@@ -25,6 +25,7 @@ from train_tiny.dit_stage import SIZES, train_dit
 from train_tiny.evaluate import Judge
 from train_tiny.model import MODEL
 from train_tiny.object_stage import train_objects
+from train_tiny.optim import Points
 from train_tiny.pictures import build_bank
 from train_tiny.rollout import Editor, adapt_model
 from train_tiny.stream_stage import BATCH, SHORTEST, train_stream
@@ -52,10 +53,6 @@ MINUTES = {
 
 CHAIN = ("vae", "dit", "objects", "stream", "decoder", "judge")
 """The stages that make and measure the checkpoint."""
-
-
-Points = list[dict[str, float]]
-"""What a training noted, step by step."""
 
 
 class Work:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sana_export.vae import VAE, VAEDecoder
 from train_tiny.model import MODEL
-from train_tiny.optim import Clock, Optimizer, Training
+from train_tiny.optim import Clock, Optimizer, Points, Training
 from train_tiny.rollout import Editor, empty_memory, sample
 from train_tiny.scenes import hurried
 from train_tiny.speed import Captured
@@ -115,7 +115,7 @@ def train_decoder(
     minutes: float,
     batch: int = BATCH,
     pool: int = POOL,
-) -> tuple[VAE, list[dict[str, float]]]:
+) -> tuple[VAE, Points]:
     """The VAE with its decoder trained on the editor's streams, and the training curve; the encoder stays."""
     clock, streams = Clock(minutes, flat=0.2), RecordedPool(world, lambda: record(world, vae, editor, book), pool)
     # The recordings keep their truth, so that the decoder which is trained takes no part in them.
@@ -123,12 +123,10 @@ def train_decoder(
     optimizer = Optimizer([decoder], muon=0.006, adam=5e-4, excluded=("conv_out",))
     training = Training([decoder], optimizer, clock, 50, decay=0.995)
     step = Captured(decoder_step(decoder), decoder.parameters())
-    step(*streams.draw(batch))
-    step.clear()
+    step.rehearse(*streams.draw(batch))
     for _ in training:
         error, change = step(*streams.draw(batch))
         training.apply(psnr=10 * torch.log10(PEAK**2 / error), change=10 * torch.log10(PEAK**2 / change))
         if training.step % REFRESH == 0:
             streams.refresh()
-    points = training.finish()
-    return vae.eval(), points
+    return vae.eval(), training.finish()

@@ -13,7 +13,7 @@ from sana_export.rope import Rope
 from sana_export.text import TextEncoder, fill_gemma
 from sana_export.vae import VAE
 from train_tiny.model import MODEL
-from train_tiny.optim import Clock, Optimizer, Training
+from train_tiny.optim import Clock, Optimizer, Points, Training
 from train_tiny.prompts import INVERTIBLE
 from train_tiny.rollout import SCHEDULE, Editor, Memory, empty_memory, leaf, noised, resident
 from train_tiny.speed import Captured, compile_each
@@ -215,8 +215,7 @@ def rehearse(step: Captured, pool: PairPool, book: PromptBook, batch: int, still
     """Make the step at every age of a stream, learning nothing, so that everything is compiled and captured."""
     group = Group(pool, batch)
     while not group.finished:
-        _, group.memory = step(group.next(book), group.next(book), group.memory, stills)
-        step.clear()
+        _, group.memory = step.rehearse(group.next(book), group.next(book), group.memory, stills)
 
 
 def train_dit(
@@ -226,7 +225,7 @@ def train_dit(
     minutes: float,
     seed: int,
     sizes: Sizes = SIZES,
-) -> tuple[DiT, TextEncoder, list[dict[str, float]]]:
+) -> tuple[DiT, TextEncoder, Points]:
     """A DiT and a text encoder trained together, and the training curve."""
     editor, clock = new_editor(seed).to(world.device), Clock(minutes)
     weights, pool = channel_weights(vae, world), PairPool(world, vae, sizes.pool, LENGTH, sizes.batch, SWITCH)

@@ -18,7 +18,7 @@ from train_tiny.dit_stage import (
     still_matching,
 )
 from train_tiny.model import MODEL
-from train_tiny.optim import Clock, Optimizer, Training
+from train_tiny.optim import Clock, Optimizer, Points, Training
 from train_tiny.phrasings import KEEP
 from train_tiny.rollout import Editor
 from train_tiny.speed import Captured, compile_each
@@ -45,7 +45,7 @@ def train_objects(
     minutes: float,
     batch: int = SIZES.stills,
     size: int = SIZES.still_pool,
-) -> tuple[DiT, TextEncoder, list[dict[str, float]]]:
+) -> tuple[DiT, TextEncoder, Points]:
     """The DiT and text encoder of stage 2, trained on single frames, and the training curve."""
     editor, clock = Editor(*parts, MODEL.geometry).to(world.device).train(), Clock(minutes, flat=0.2)
     pool = StillPool(world, vae, size, min(STILL_BATCH, batch), OBJECT_SHARES)
@@ -53,8 +53,7 @@ def train_objects(
     step = Captured(object_step(editor, channel_weights(vae, world)), editor.parameters())
     optimizer = Optimizer([editor], muon=0.01, adam=1.4e-3, excluded=EXCLUDED)
     training = Training([editor], optimizer, clock, 250)
-    step(still_lesson(pool, book, batch))
-    step.clear()
+    step.rehearse(still_lesson(pool, book, batch))
     for _ in training:
         training.apply(loss=step(still_lesson(pool, book, batch)))
         if training.step % STILL_REFRESH == 0:

@@ -11,6 +11,9 @@ MOMENTUM = 0.95
 NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5
 """Coefficients of the quintic iteration that drives singular values towards one."""
 
+Points = list[dict[str, float]]
+"""What a training noted, step by step."""
+
 
 class Clock:
     """A time box: `progress` runs from 0 to 1 at its end, `rate` is the share of the full learning rate."""
@@ -104,7 +107,7 @@ class Curve:
 
     def __init__(self, clock: Clock, period: int) -> None:
         self.clock, self.period, self.step = clock, period, 0
-        self.points: list[dict[str, float]] = []
+        self.points: Points = []
 
     def add(self, **values: Tensor) -> None:
         self.step += 1
@@ -160,7 +163,7 @@ class Training:
         self.average.update()
         self.curve.add(**measured, norm=norm)
 
-    def finish(self) -> list[dict[str, float]]:
+    def finish(self) -> Points:
         """Put the averages in place of the live weights; the training curve."""
         self.average.store()
         return self.curve.points

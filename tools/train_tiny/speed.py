@@ -38,6 +38,12 @@ class Captured:
             self.replays[key] = self.capture(inputs)
         return tree_map_only(Tensor, Tensor.clone, self.replays[key](leaves))
 
+    def rehearse(self, *inputs: Any) -> Any:
+        """A step that learns nothing, so that all of it is compiled and captured."""
+        outputs = self(*inputs)
+        self.clear()
+        return outputs
+
     def capture(self, inputs: tuple[Any, ...]) -> Callable[[list[Any]], Any]:
         """The graph for inputs of these shapes, as a function of their leaves."""
         held = tree_map_only(Tensor, Tensor.clone, inputs)

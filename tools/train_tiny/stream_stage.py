@@ -8,7 +8,7 @@ from sana_export.text import TextEncoder
 from sana_export.vae import VAE
 from train_tiny.dit_stage import EXCLUDED, SWITCH, Group, Lesson, channel_weights, sample_times
 from train_tiny.model import MODEL
-from train_tiny.optim import Clock, Optimizer, Training
+from train_tiny.optim import Clock, Optimizer, Points, Training
 from train_tiny.rollout import STEPS, Editor, Memory, leaf, noised
 from train_tiny.speed import Captured, compile_each
 from train_tiny.streams import PairPool, PromptBook, World
@@ -116,8 +116,7 @@ def rehearse(step: Captured, pool: PairPool, book: PromptBook, batch: int, cycle
         group = Group(pool, batch)
         while not group.finished:
             lessons = [group.next(book, cycle) for _ in range(2)]
-            _, group.memory, group.backward = step(early, *lessons, group.memory, group.backward)
-            step.clear()
+            _, group.memory, group.backward = step.rehearse(early, *lessons, group.memory, group.backward)
 
 
 def train_stream(
@@ -129,7 +128,7 @@ def train_stream(
     cycle: bool = True,
     batch: int = BATCH,
     sizes: dict[int, int] | None = None,
-) -> tuple[DiT, TextEncoder, list[dict[str, float]]]:
+) -> tuple[DiT, TextEncoder, Points]:
     """The DiT and text encoder of stage 3, trained on their own rollouts, and the training curve."""
     editor, clock = Editor(*parts, MODEL.geometry).to(world.device).train(), Clock(minutes, flat=0.2)
     weights = channel_weights(vae, world)

@@ -10,7 +10,7 @@ from sana_export.vae import VAE, State
 from sana_export.vae_keys import fill_vae
 from sana_runtime.geometry import StreamGeometry
 from train_tiny.model import MODEL
-from train_tiny.optim import Clock, Optimizer, Training
+from train_tiny.optim import Clock, Optimizer, Points, Training
 from train_tiny.speed import Captured
 from train_tiny.streams import ClipPool, World
 
@@ -40,9 +40,7 @@ def new_vae(seed: int, device: torch.device) -> VAE:
     return vae.to(device)
 
 
-def train_vae(
-    world: World, minutes: float, seed: int, batch: int = BATCH, pool: int = POOL
-) -> tuple[VAE, list[dict[str, float]]]:
+def train_vae(world: World, minutes: float, seed: int, batch: int = BATCH, pool: int = POOL) -> tuple[VAE, Points]:
     """A VAE with its latent statistics, and the training curve."""
     vae, clock = new_vae(seed, world.device), Clock(minutes)
     clips = ClipPool(world, pool, LONG)
@@ -51,8 +49,7 @@ def train_vae(
     shapes = [(batch, SHORT)] * 3 + [(batch // 2, LONG)]
     step = Captured(vae_step(vae), vae.parameters())
     for shape in dict.fromkeys(shapes):
-        step(clips.draw(*shape, CROP))
-        step.clear()
+        step.rehearse(clips.draw(*shape, CROP))
     for made in training:
         error = step(clips.draw(*shapes[made % len(shapes)], CROP))
         training.apply(psnr=10 * torch.log10(PEAK**2 / error))
