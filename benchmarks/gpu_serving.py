@@ -97,19 +97,20 @@ class InTensors:
 
 
 class InPlace:
-    """Frames in shared memory, as from a client on this host."""
+    """Frames and latents in shared memory, as from a client on this host; a latent is no larger than its frames."""
 
     def __init__(self, memory: SharedMemory) -> None:
-        self.memory, self.half = memory, memory.size // 2
+        self.memory, self.size = memory, memory.size // 3
 
     def put(self, frames: np.ndarray) -> tuple[dict[str, Any], dict[str, Any]]:
         self._view(0, frames.shape)[...] = frames
-        places = {"frames_offset": 0, "edited_offset": self.half}
-        regions = dict.fromkeys(("frames_region", "edited_region"), self.memory.name)
+        tensors = "frames", "edited", "latent"
+        places = {f"{tensor}_offset": index * self.size for index, tensor in enumerate(tensors)}
+        regions = {f"{tensor}_region": self.memory.name for tensor in tensors}
         return {"frames": frames[None, :0]}, places | regions
 
     def take(self, edited: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        return self._view(self.half, shape).copy()
+        return self._view(self.size, shape).copy()
 
     def _view(self, offset: int, shape: tuple[int, ...]) -> np.ndarray:
         return np.ndarray(shape, np.uint8, self.memory.buf, offset)
@@ -121,7 +122,7 @@ def alone(repository: Path, chunks: Sequence[np.ndarray]) -> tuple[dict[str, Any
     stages = {name: load_stage(name, repository, "1") for name in STAGES}
     loading = time.perf_counter() - began
     in_tensors, wanted = run(stages, chunks, InTensors())
-    memory = SharedMemory(f"{PREFIX}benchmark{time.time_ns()}", create=True, size=2 * chunks[0].nbytes)
+    memory = SharedMemory(f"{PREFIX}benchmark{time.time_ns()}", create=True, size=3 * chunks[0].nbytes)
     try:
         in_place, edited = run(stages, chunks, InPlace(memory))
         engines = engine_times(stages, chunks, InPlace(memory))

@@ -6,8 +6,11 @@ import shutil
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from sana_build.bundle import SERVER_VERSION
 from sana_runtime.errors import BuildError, RepositoryError
@@ -144,7 +147,9 @@ def stream_parameters(manifest: Manifest, build_id: str) -> dict[str, Any]:
     geometry = manifest.geometry
     names = ("first_frames", "steady_frames", "height", "width", "max_chunks")
     sizes = {name: getattr(geometry, name) for name in names}
-    return sizes | {"model": manifest.model, "build": build_id, "regions": PREFIX}
+    latent = max(prod(geometry.latent_shape(geometry.chunk(index))) for index in (0, 1))
+    places = {"regions": PREFIX, "latent_bytes": latent * np.dtype(np.float32).itemsize}
+    return sizes | {"model": manifest.model, "build": build_id} | places
 
 
 def _fields(message: "Message") -> Iterator[str]:

@@ -16,7 +16,8 @@ CLOSE_ID = "close"
 class StreamInfo:
     """What a served ensemble says about itself; `streams` counts slots, `stages` are its models in order.
 
-    `regions` is what names of shared memory begin with that it reads frames from, empty if it reads messages only.
+    `regions` is what names of shared memory begin with that it reads frames from, empty if it reads messages only;
+    `latent_bytes` is the room that its stages need there to hand over a chunk's latents, 0 if they do so in messages.
     """
 
     model: str
@@ -28,6 +29,7 @@ class StreamInfo:
     streams: int
     stages: tuple[str, ...]
     regions: str = ""
+    latent_bytes: int = 0
 
     @classmethod
     def from_parameters(
@@ -36,6 +38,7 @@ class StreamInfo:
         """Read the geometry of an ensemble; raises ModelError naming the parameter that is missing or no number."""
         try:
             sizes = {name: int(parameters[name]) for name in GEOMETRY}
+            sizes["latent_bytes"] = int(parameters.get("latent_bytes", 0))
         except (KeyError, ValueError) as error:
             raise ModelError(
                 f"model {model!r} has no usable geometry parameter ({error}): choose an ensemble built by sana-build"

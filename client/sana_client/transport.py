@@ -19,6 +19,9 @@ from sana_client.wire import CALL_SECONDS
 
 FRAMES = "frames"
 EDITED = "edited"
+LATENT = "latent"
+"""Not the client's: the model's stages hand it over there."""
+
 CLEANUP_SECONDS = 2.0
 Shape = tuple[int, ...]
 
@@ -62,27 +65,29 @@ class MessageTransport:
 
 
 class SharedMemoryTransport:
-    """Frames in two POSIX regions, one in and one out, of one slot per chunk in flight.
+    """Frames in two POSIX regions, one in and one out, of one slot per chunk in flight; latents in a third.
 
-    A request names their places, and the stages read and write them there; the server itself moves no frames.
+    A request names their places, and the stages read and write them there; the server itself moves none of them.
     """
 
     name = "shm"
     note = ""
 
-    def __init__(self, stub: GRPCInferenceServiceStub, prefix: str, slot_bytes: int, slots: int) -> None:
+    def __init__(self, stub: GRPCInferenceServiceStub, info: StreamInfo, slots: int) -> None:
         self._stub = stub
-        self._slot_bytes = slot_bytes
+        frames = prod(info.shape(max(info.first_frames, info.steady_frames)))
+        sizes = {FRAMES: frames, EDITED: frames, LATENT: info.latent_bytes}
+        self._slot_bytes = {tensor: size for tensor, size in sizes.items() if size}
         self._regions: dict[str, SharedMemory] = {}
         try:
-            for tensor in (FRAMES, EDITED):
-                self._regions[tensor] = _reserve(prefix + secrets.token_hex(8), slot_bytes * slots)
+            for tensor, size in self._slot_bytes.items():
+                self._regions[tensor] = _reserve(info.regions + secrets.token_hex(8), size * slots)
         except TransportError:
             self._unlink()
             raise
 
     async def register(self) -> None:
-        """Make the server map both regions, as its stages will; raises TransportError when it cannot."""
+        """Make the server map the regions, as its stages will; raises TransportError when it cannot."""
         try:
             for region in self._regions.values():
                 request = pb.SystemSharedMemoryRegisterRequest(
@@ -100,7 +105,7 @@ class SharedMemoryTransport:
         self._view(FRAMES, slot, frames.shape)[:] = frames
         for tensor, region in self._regions.items():
             request.parameters[f"{tensor}_region"].string_param = region.name
-            request.parameters[f"{tensor}_offset"].int64_param = slot * self._slot_bytes
+            request.parameters[f"{tensor}_offset"].int64_param = slot * self._slot_bytes[tensor]
         MessageTransport().put(request, slot, frames[:, :0])
 
     def take(self, response: pb.ModelInferResponse, slot: int, shape: Shape) -> np.ndarray:
@@ -108,10 +113,10 @@ class SharedMemoryTransport:
         return self._view(EDITED, slot, shape).copy()
 
     def _view(self, tensor: str, slot: int, shape: Shape) -> np.ndarray:
-        return np.ndarray(shape, np.uint8, self._regions[tensor].buf, offset=slot * self._slot_bytes)
+        return np.ndarray(shape, np.uint8, self._regions[tensor].buf, offset=slot * self._slot_bytes[tensor])
 
     async def close(self) -> None:
-        """Unregister and unlink both regions; a server that is gone has forgotten them by itself."""
+        """Unregister and unlink the regions; a server that is gone has forgotten them by itself."""
         try:
             for region in self._regions.values():
                 request = pb.SystemSharedMemoryUnregisterRequest(name=region.name)
@@ -161,8 +166,7 @@ async def _message(stub: GRPCInferenceServiceStub, info: StreamInfo, slots: int)
 async def _shared_memory(stub: GRPCInferenceServiceStub, info: StreamInfo, slots: int) -> Transport:
     if not info.regions:
         raise TransportError(f"model {info.model!r} takes frames in messages only: build its repository again")
-    slot_bytes = prod(info.shape(max(info.first_frames, info.steady_frames)))
-    transport = SharedMemoryTransport(stub, info.regions, slot_bytes, slots)
+    transport = SharedMemoryTransport(stub, info, slots)
     await transport.register()
     return transport
 

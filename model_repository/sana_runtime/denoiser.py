@@ -13,6 +13,7 @@ from sana_runtime.errors import EngineError, RequestError
 from sana_runtime.geometry import Chunk
 from sana_runtime.manifest import Manifest
 from sana_runtime.memory import Array
+from sana_runtime.regions import Places, Regions
 from sana_runtime.schedule import chunk_noise, streaming_schedule
 from sana_runtime.stages import Request, StatefulStage, step
 from sana_runtime.state import IN
@@ -36,19 +37,21 @@ class Prompt:
 class DenoiserState:
     """What a stream carries through the denoiser; `carried` are the DiT's state tensors by name.
 
-    `noise` is that of the next chunk, where the engine reads it.
+    `noise` is that of the next chunk, where the engine reads it; `regions` are the client's shared memory.
     """
 
     seed: int
     prompt: Prompt
     carried: State
     noise: Array
+    regions: Regions
 
 
 class DenoiserStage(StatefulStage[DenoiserState]):
     """`source` f32 (1, C, T, h, w), `text` f32 (1, L, D) and `text_mask` f32 (1, L) to `latent` of source's shape.
 
-    Text of no tokens is that of the stream's chunk before.
+    Text of no tokens is that of the stream's chunk before. Latents are of no frames where the request names their
+    place, which the edited one takes after the source.
     """
 
     def __init__(
@@ -66,7 +69,9 @@ class DenoiserStage(StatefulStage[DenoiserState]):
     def advance(
         self, state: DenoiserState | None, chunk: Chunk, request: Request
     ) -> Steps[tuple[Tensors, DenoiserState]]:
-        source = request.tensor("source", "float32", self.geometry.latent_shape(chunk))
+        places = Places(request.parameters, state.regions if state else (), self.memory)
+        place = self.latent_place(places, chunk)
+        source = self.latent_given(request, "source", chunk, place)
         seed = _seed(request, state)
         prompt = yield from self._prompt(request, state)
         feeds = {"source": source, **prompt.outputs, **self._position(chunk)}
@@ -76,7 +81,8 @@ class DenoiserStage(StatefulStage[DenoiserState]):
         latent, carried = yield from edit(feeds, carried, noise, request.end)
         # A GPU still computes the latent, which the download waits for.
         following = self._noise(seed, chunk.index + 1, self._steady_shape)
-        return {"latent": self.memory.download(latent)}, DenoiserState(seed, prompt, carried, following)
+        outputs = {"latent": self.latent_made(latent, place)}
+        return outputs, DenoiserState(seed, prompt, carried, following, places.regions)
 
     def placeholder(self) -> Tensors:
         return {"latent": self.empty_latent()}

@@ -1,6 +1,6 @@
-"""Frames that stay in shared memory of a client on this host: the first and the last stage read and write them there.
+"""Frames and latents that stay in shared memory of a client on this host, where stages read and write them.
 
-A request then holds no frames, only where they are, so the server has nothing to copy (ADR 12).
+A request then holds none, only where they are, so the server has nothing to copy (ADR 12).
 """
 
 import mmap
@@ -50,27 +50,44 @@ class Region:
         # When the process ends there may be no device left to tell.
         weakref.finalize(self, memory.share(self._bytes)).atexit = False
 
-    def view(self, offset: object, shape: tuple[int, ...]) -> np.ndarray:
-        """The uint8 array of `shape` at `offset`; raises RequestError where the region does not hold it all."""
-        size = prod(shape)
+    def view(self, offset: object, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+        """The array at `offset`; raises RequestError where the region does not hold it all, or not at its alignment."""
+        kind = np.dtype(dtype)
+        size = prod(shape) * kind.itemsize
         if type(offset) is not int or not 0 <= offset <= self._bytes.size - size:
             raise RequestError(
-                f"frames of {size} bytes at {offset!r} are not inside the shared memory {self.name}, "
-                f"which has {self._bytes.size}"
+                f"{size} bytes at {offset!r} are not inside the shared memory {self.name}, which has {self._bytes.size}"
             )
-        return self._bytes[offset : offset + size].reshape(shape)
+        if offset % kind.itemsize:
+            raise RequestError(f"{dtype} values in shared memory begin at a multiple of {kind.itemsize}, not {offset}")
+        return self._bytes[offset : offset + size].view(kind).reshape(shape)
 
 
-def locate(
-    parameters: Mapping[str, Any], tensor: str, shape: tuple[int, ...], held: Region | None, memory: Memory
-) -> tuple[Region, np.ndarray] | tuple[None, None]:
-    """Where a request says that the frames of `tensor` are: by name of the region, and by offset of the bytes.
+Regions = tuple[Region, ...]
+"""What is mapped for one stream."""
 
-    `held` is mapped already. Raises RequestError for a place that there is not; without one, the tensor holds the
-    frames.
-    """
-    name = parameters.get(f"{tensor}_region")
-    if name is None:
-        return None, None
-    region = held if held and held.name == name else Region(str(name), memory)
-    return region, region.view(parameters.get(f"{tensor}_offset"), shape)
+
+class Places:
+    """Where one request says that tensors are; `held` is mapped already, from the stream's chunk before."""
+
+    def __init__(self, parameters: Mapping[str, Any], held: Regions, memory: Memory) -> None:
+        self._parameters, self._memory = parameters, memory
+        self._held = {region.name: region for region in held}
+        self._used: dict[str, Region] = {}
+
+    @property
+    def regions(self) -> Regions:
+        """Those that this request names, to be held for the next one."""
+        return tuple(self._used.values())
+
+    def find(self, tensor: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray | None:
+        """The array in the region, by its name and the offset of the bytes; None where the tensor holds the values.
+
+        Raises RequestError for a place that there is not.
+        """
+        name = self._parameters.get(f"{tensor}_region")
+        if name is None:
+            return None
+        region = self._used.get(name) or self._held.get(name) or Region(str(name), self._memory)
+        self._used[region.name] = region
+        return region.view(self._parameters.get(f"{tensor}_offset"), dtype, shape)

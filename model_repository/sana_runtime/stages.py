@@ -14,7 +14,8 @@ from sana_runtime.engine import Engine
 from sana_runtime.errors import RequestError
 from sana_runtime.geometry import Chunk, StreamGeometry
 from sana_runtime.manifest import Manifest
-from sana_runtime.regions import Region, locate
+from sana_runtime.memory import Array
+from sana_runtime.regions import Places, Regions
 from sana_runtime.sessions import SessionTable
 from sana_runtime.state import as_inputs, from_outputs
 
@@ -114,8 +115,21 @@ class StatefulStage(ABC, Generic[S]):
     def frames_shape(self, frames: int) -> tuple[int, int, int, int, int]:
         return 1, frames, self.geometry.height, self.geometry.width, 3
 
-    def empty_latent(self) -> np.ndarray:
-        return np.zeros(self.geometry.latent_shape(Chunk(0, 0, 1, 1)), np.float32)
+    def empty_latent(self, frames: int = 1) -> np.ndarray:
+        return np.zeros(self.geometry.latent_shape(Chunk(0, 0, frames, frames)), np.float32)
+
+    def latent_place(self, places: Places, chunk: Chunk) -> np.ndarray | None:
+        """Where stages hand over the chunk's latents, if the client has room for that."""
+        return places.find("latent", "float32", self.geometry.latent_shape(chunk))
+
+    def latent_given(self, request: Request, name: str, chunk: Chunk, place: np.ndarray | None) -> np.ndarray:
+        """What the stage before made: at its place, or in the tensor `name`."""
+        return request.tensor(name, "float32", self.geometry.latent_shape(chunk)) if place is None else place
+
+    def latent_made(self, latent: Array, place: np.ndarray | None) -> np.ndarray:
+        """The answer's tensor; of no latent frames where they went to their place."""
+        values = self.memory.download(latent, place)
+        return values if place is None else self.empty_latent(0)
 
 
 def step(feeds: State, state: State | None) -> Steps[tuple[Tensors, State]]:
@@ -129,47 +143,49 @@ def step(feeds: State, state: State | None) -> Steps[tuple[Tensors, State]]:
 
 @dataclass(frozen=True)
 class VAEState:
-    """What a stream carries through a part of the VAE: state tensors by name, and where its client keeps frames."""
+    """What a stream carries through a part of the VAE: state tensors by name, and its client's shared memory."""
 
     carried: State
-    region: Region | None
+    regions: Regions
 
 
 class VAEStage(StatefulStage[VAEState]):
     """A stage with frames at one side."""
 
-    def place(
-        self, request: Request, tensor: str, chunk: Chunk, state: VAEState | None
-    ) -> tuple[Region, np.ndarray] | tuple[None, None]:
-        """The region and the array in it where the client wants the chunk's frames, if it named one."""
-        held = state.region if state else None
-        return locate(request.parameters, tensor, self.frames_shape(chunk.frames), held, self.memory)
+    def places(self, request: Request, state: VAEState | None) -> Places:
+        return Places(request.parameters, state.regions if state else (), self.memory)
+
+    def frames_place(self, places: Places, tensor: str, chunk: Chunk) -> np.ndarray | None:
+        """Where the client wants the chunk's frames, if it named a place."""
+        return places.find(tensor, "uint8", self.frames_shape(chunk.frames))
 
 
 class VAEEncoderStage(VAEStage):
-    """`frames` u8 (1, F, H, W, 3), or no frames and their place, to `source` f32 (1, C, T, h, w)."""
+    """`frames` u8 (1, F, H, W, 3) to `source` f32 (1, C, T, h, w); either of none where the request names its place."""
 
     def advance(self, state: VAEState | None, chunk: Chunk, request: Request) -> Steps[tuple[Tensors, VAEState]]:
-        region, frames = self.place(request, "frames", chunk, state)
+        places = self.places(request, state)
+        frames, place = self.frames_place(places, "frames", chunk), self.latent_place(places, chunk)
         if frames is None:
             frames = request.tensor("frames", "uint8", self.frames_shape(chunk.frames))
         outputs, carried = yield from step({"frames": frames}, state.carried if state else None)
-        return {"source": self.memory.download(outputs["source"])}, VAEState(carried, region)
+        return {"source": self.latent_made(outputs["source"], place)}, VAEState(carried, places.regions)
 
     def placeholder(self) -> Tensors:
         return {"source": self.empty_latent()}
 
 
 class VAEDecoderStage(VAEStage):
-    """`latent` f32 (1, C, T, h, w) to `edited` u8 (1, F, H, W, 3), of no frames where they went to their place."""
+    """`latent` f32 (1, C, T, h, w) to `edited` u8 (1, F, H, W, 3); either of none where the request names its place."""
 
     def advance(self, state: VAEState | None, chunk: Chunk, request: Request) -> Steps[tuple[Tensors, VAEState]]:
-        latent = request.tensor("latent", "float32", self.geometry.latent_shape(chunk))
-        region, place = self.place(request, "edited", chunk, state)
+        places = self.places(request, state)
+        latent = self.latent_given(request, "latent", chunk, self.latent_place(places, chunk))
+        place = self.frames_place(places, "edited", chunk)
         outputs, carried = yield from step({"latent": latent}, state.carried if state else None)
         edited = self.memory.download(outputs["edited"], place)
         answer = edited if place is None else np.empty(self.frames_shape(0), np.uint8)
-        return {"edited": answer}, VAEState(carried, region)
+        return {"edited": answer}, VAEState(carried, places.regions)
 
     def placeholder(self) -> Tensors:
         return {"edited": np.zeros(self.frames_shape(1), np.uint8)}

@@ -84,6 +84,7 @@ def test_client_finds_the_geometry_in_the_ensemble(built: Path) -> None:
         "max_chunks": "8",
         "model": "fake",
         "regions": "sana-frames-",
+        "latent_bytes": str(4 * 5 * CHANNELS),
     }
 
 

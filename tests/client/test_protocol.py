@@ -25,10 +25,11 @@ def test_geometry_is_read_from_the_parameters_of_the_ensemble() -> None:
     assert info == INFO
     assert [info.frames(index) for index in range(3)] == [33, 24, 24]
     assert info.shape(24) == (1, 24, 16, 32, 3)
-    assert StreamInfo.from_parameters("ensemble", PARAMETERS | {"regions": "x-"}, 2, ()).regions == "x-"
+    told = StreamInfo.from_parameters("ensemble", PARAMETERS | {"regions": "x-", "latent_bytes": "80"}, 2, ())
+    assert (told.regions, told.latent_bytes) == ("x-", 80)
 
 
-@pytest.mark.parametrize("change", [{"height": "tall"}, {"max_chunks": None}])
+@pytest.mark.parametrize("change", [{"height": "tall"}, {"max_chunks": None}, {"latent_bytes": "some"}])
 def test_an_ensemble_of_somebody_else_is_refused(change: dict[str, str | None]) -> None:
     parameters = {name: value for name, value in (PARAMETERS | change).items() if value is not None}
     with pytest.raises(ModelError, match="no usable geometry"):

@@ -1,4 +1,4 @@
-"""Frames that stay in a client's shared memory: edited there, mapped as long as the stream, nothing else touched."""
+"""Frames and latents in a client's shared memory: edited there, mapped as long as the stream, nothing else touched."""
 
 import gc
 import os
@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_denoiser import denoiser_stage
 from test_stages import encoder_stage, vae_engines
 
-from fakes.engines import FRAMES, LATENT, MANIFEST, request
+from fakes.engines import FRAMES, LATENT, MANIFEST, TOKENS, WIDTH, request
 from sana_runtime.errors import RequestError
 from sana_runtime.memory import TorchMemory
 from sana_runtime.regions import FOLDER, PREFIX
@@ -174,6 +175,56 @@ def test_a_place_outside_the_region_is_refused_and_the_stream_goes_on(memory: Pa
         encode(stage, 0, memory, offset)
     again = request(0, parameters=places("frames", memory, SIZE), frames=empty())
     assert stage.run(again)["source"].mean() == 0
+
+
+ROOM = 4 * int(np.prod(LATENT["first"]))
+"""Bytes of the largest latent."""
+
+
+class Chain:
+    """All stages of a model but the text, each told what the one before answered."""
+
+    def __init__(self) -> None:
+        self.stages = [encoder_stage(), denoiser_stage(), decoder_stage()]
+
+    def edit(self, index: int, value: int, correlation: str, parameters: dict[str, object]) -> dict[str, np.ndarray]:
+        tensors = {
+            "frames": np.full(shape(index), value, np.uint8),
+            "text": np.zeros((1, TOKENS, WIDTH), np.float32),
+            "text_mask": np.ones((1, TOKENS), np.float32),
+        }
+        for stage in self.stages:
+            tensors |= stage.run(request(index, correlation, parameters=parameters, **tensors))
+        return tensors
+
+
+def test_stages_hand_over_latents_where_the_client_has_room(memory: Path) -> None:
+    by_place, by_tensor = Chain(), Chain()
+    for index in range(3):
+        for number, value in (("7", 1), ("8", 40)):
+            slot = places("latent", memory, ROOM * (number == "8"))
+            placed = by_place.edit(index, value, number, slot)
+            sent = by_tensor.edit(index, value, number, {})
+            assert (placed["source"].shape, placed["latent"].shape) == (2 * ((1, 2, 0, 1, 2),))
+            np.testing.assert_array_equal(placed["edited"], sent["edited"])
+            lies = np.fromfile(memory, np.float32, sent["latent"].size, offset=ROOM * (number == "8"))
+            np.testing.assert_array_equal(lies, sent["latent"].reshape(-1))
+
+
+def test_every_stage_lets_go_of_the_room_for_latents(memory: Path) -> None:
+    chain = Chain()
+    for index in range(2):
+        chain.edit(index, 1, "7", places("latent", memory))
+    memory.unlink()
+    for stage in chain.stages:
+        assert mapped(memory, stage)
+        stage.run(request(0, end=True, parameters={"close": True}))
+    assert not mapped(memory, chain.stages[0])
+
+
+def test_latents_begin_at_a_number_of_their_own_size(memory: Path) -> None:
+    with pytest.raises(RequestError, match="begin at a multiple of 4, not 2"):
+        Chain().edit(0, 1, "7", places("latent", memory, 2))
 
 
 class Driver:
