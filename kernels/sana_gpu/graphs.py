@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from sana_kernels.launcher import compiled_ahead
 from sana_runtime.memory import TorchMemory
 
 Function = Callable[[], Any]
@@ -40,8 +41,8 @@ class Graphs:
     def get(self, key: Hashable, function: Function) -> Function:
         """What runs `function` again and returns the same tensors, with new values, each time.
 
-        The first call of a key runs `function` once for what it compiles and allocates, and records it: buffers that
-        it changes are to be filled afterwards. Call this, and what it returns, inside `memory.stream()`.
+        The first call of a key compiles what `function` launches, runs it once for what it allocates, and records it:
+        buffers that it changes are to be filled afterwards. Call this, and what it returns, inside `memory.stream()`.
         """
         if not self._memory.device.startswith("cuda"):
             return function
@@ -50,6 +51,8 @@ class Graphs:
         return self._captured[key]
 
     def _capture(self, function: Function) -> Function:
+        with compiled_ahead():
+            function()
         function()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=anchor(self._memory.device).pool(), stream=torch.cuda.current_stream()):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sana_kernels.errors import KernelError
-from sana_kernels.launcher import architecture
+from sana_kernels.launcher import architecture, start
 
 ALIGNMENT = 16
 """Bytes that every address has to be a multiple of: the kernels move as many at once."""
@@ -61,4 +61,5 @@ def run_move(values: Tensor, table: Tensor, slot: int, there: bool) -> None:
     architecture(values.device)
     kernel, size = by_address.leave if there else by_address.fetch, values.numel()
     with torch.cuda.device_of(values):
-        kernel[(-(-size // BLOCK),)](values, table, slot, size, BLOCK, num_warps=WARPS, enable_fp_fusion=True)
+        grid = (-(-size // BLOCK),)
+        start(kernel, grid, values, table, slot, size, BLOCK, num_warps=WARPS, enable_fp_fusion=True)

@@ -12,7 +12,7 @@ from sana_kernels.conv_ops import check_contiguous, check_planes
 from sana_kernels.conv_problem import CONTEXT, PLACES, TAPS, Winograd
 from sana_kernels.errors import KernelError
 from sana_kernels.launch import nearest
-from sana_kernels.launcher import architecture
+from sana_kernels.launcher import architecture, start
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,8 @@ def run_fold_weights(weight: Tensor) -> Tensor:
     u = weight.new_empty(PLACES, *weight.shape[1:])
     size = weight[0].numel()
     with torch.cuda.device_of(weight):
-        fold_weights[(-(-size // WEIGHT_BLOCK),)](
-            u, weight, size, WEIGHT_BLOCK, num_warps=FOLD_WARPS, enable_fp_fusion=True
-        )
+        programs = -(-size // WEIGHT_BLOCK)
+        start(fold_weights, (programs,), u, weight, size, WEIGHT_BLOCK, num_warps=FOLD_WARPS, enable_fp_fusion=True)
     return u
 
 
@@ -123,9 +122,8 @@ def run_fold(p: Winograd, x: Tensor, dtype: torch.dtype) -> Tensor:
     channels = next(width for width in (FOLD_CHANNELS, 64, 32, 16) if p.channels % width == 0)
     tiles = FOLD_VALUES // channels
     with torch.cuda.device_of(x):
-        fold[-(-p.folded // tiles), p.channels // channels](
-            v, x, p, tiles, channels, num_warps=FOLD_WARPS, enable_fp_fusion=True
-        )
+        grid = -(-p.folded // tiles), p.channels // channels
+        start(fold, grid, v, x, p, tiles, channels, num_warps=FOLD_WARPS, enable_fp_fusion=True)
     return v
 
 
@@ -143,9 +141,10 @@ def run_product(p: Winograd, v: Tensor, u: Tensor, m: Tensor, first: int, tile: 
     )
     sizes = p, tile.rows, tile.columns, tile.depth, tile.parts, programs
     with torch.cuda.device_of(v):
-        product[(programs,)](
-            *operands, first, *sizes, num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True
-        )
+        start(
+            product, (programs,), *operands, first, *sizes,
+            num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
+        )  # fmt: skip
 
 
 def processors(device: torch.device) -> int:

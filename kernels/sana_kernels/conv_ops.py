@@ -11,7 +11,7 @@ from torch import Tensor
 from sana_kernels import conv_naive
 from sana_kernels.conv_problem import CONTEXT, PLACES, Fill, Patches, tiles
 from sana_kernels.errors import KernelError
-from sana_kernels.launcher import architecture
+from sana_kernels.launcher import architecture, start
 
 TYPES = (torch.bfloat16, torch.float16, torch.float32)
 LARGEST = 2**31
@@ -27,16 +27,17 @@ def run_fill(p: Fill, y: Tensor, bias: Tensor, skip: Tensor | None, buffer: Tens
     architecture(y.device)
     with torch.cuda.device_of(y):
         if p.folded_rows:
-            programs = -(-p.frames * p.down * p.across // p.tile_block)
-            unfold[(programs,)](
-                buffer, kept, y, bias, skip, p, p.tile_block, num_warps=p.tile_warps, enable_fp_fusion=True
-            )
+            grid = (-(-p.frames * p.down * p.across // p.tile_block),)
+            start(
+                unfold, grid, buffer, kept, y, bias, skip, p, p.tile_block,
+                num_warps=p.tile_warps, enable_fp_fusion=True,
+            )  # fmt: skip
         else:
-            fill[(-(-p.pixels // p.block),)](
-                buffer, kept, y, bias, skip, p, p.block, num_warps=WARPS, enable_fp_fusion=True
-            )
+            grid = (-(-p.pixels // p.block),)
+            start(fill, grid, buffer, kept, y, bias, skip, p, p.block, num_warps=WARPS, enable_fp_fusion=True)
         if p.halo:
-            mirror[(-(-p.frames * p.rim // p.block),)](buffer, p, p.block, num_warps=WARPS, enable_fp_fusion=True)
+            grid = (-(-p.frames * p.rim // p.block),)
+            start(mirror, grid, buffer, p, p.block, num_warps=WARPS, enable_fp_fusion=True)
 
 
 def run_pixels(p: Patches, y: Tensor, bias: Tensor) -> Tensor:
@@ -46,7 +47,8 @@ def run_pixels(p: Patches, y: Tensor, bias: Tensor) -> Tensor:
     architecture(y.device)
     frames = torch.empty(p.shape, dtype=torch.uint8, device=y.device)
     with torch.cuda.device_of(y):
-        pixels[(-(-p.values // PIXEL_BLOCK),)](frames, y, bias, p, PIXEL_BLOCK, num_warps=WARPS, enable_fp_fusion=True)
+        grid = (-(-p.values // PIXEL_BLOCK),)
+        start(pixels, grid, frames, y, bias, p, PIXEL_BLOCK, num_warps=WARPS, enable_fp_fusion=True)
     return frames
 
 

@@ -14,7 +14,7 @@ from sana_kernels.checks import check_contiguous, check_shapes, row_stride
 from sana_kernels.dit_launch import LAUNCH
 from sana_kernels.dit_shapes import CrossShape, ImageShape, RowShape
 from sana_kernels.errors import KernelError
-from sana_kernels.launcher import architecture, interpreted
+from sana_kernels.launcher import architecture, interpreted, start
 from sana_kernels.problem import padded
 
 Both = tuple[Tensor, Tensor]
@@ -35,7 +35,7 @@ def _targets(outputs: Both, step: float | None) -> dict[str, Any]:
 def _launch(kernel: Any, grid: tuple[int, ...], like: Tensor, warps: int, stages: int = 1, **arguments: Any) -> None:
     architecture(like.device)
     with torch.cuda.device_of(like):
-        kernel[grid](**arguments, num_warps=warps, num_stages=stages, enable_fp_fusion=True)
+        start(kernel, grid, **arguments, num_warps=warps, num_stages=stages, enable_fp_fusion=True)
 
 
 def _limit(registers: int) -> dict[str, Any]:

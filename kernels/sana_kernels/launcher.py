@@ -1,7 +1,12 @@
-"""Run the kernel calls of a problem on PyTorch tensors."""
+"""Launch kernels on PyTorch tensors, and the calls of a GDN problem; compile many kernels at a time."""
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +37,33 @@ def architecture(device: torch.device) -> int:
     return INTERPRETED_AS
 
 
+_AHEAD: ContextVar[bool] = ContextVar("sana_compiled_ahead", default=False)
+
+
+@contextmanager
+def compiled_ahead() -> Iterator[None]:
+    """Compile what is launched in the block, as many kernels at a time as there are cores, and run none of it.
+
+    What a kernel would have written keeps the values that it has.
+    """
+    import triton
+
+    before = _AHEAD.set(True)
+    try:
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads, triton.AsyncCompileMode(threads):
+            yield
+    finally:
+        _AHEAD.reset(before)
+
+
+def start(kernel: Any, grid: tuple[int, ...], /, *operands: Any, **options: Any) -> None:
+    """Launch a kernel, or compile it alone where kernels are `compiled_ahead`."""
+    if _AHEAD.get():
+        kernel.warmup(*operands, grid=grid, **options)
+    else:
+        kernel[grid](*operands, **options)
+
+
 def allocate(p: Problem, device: torch.device) -> dict[str, Tensor]:
     """The workspace between the phases."""
     return {
@@ -46,7 +78,7 @@ def bind(call: Call, tensors: Mapping[str, Tensor]) -> Callable[[], object]:
 
     kernel = KERNELS[call.kernel]
     operands = {name: tensors.get(name) for name in kernel.arg_names if name not in call.constants}
-    return partial(kernel[call.grid], **operands, **call.constants, **call.options)
+    return partial(start, kernel, call.grid, **operands, **call.constants, **call.options)
 
 
 def launch(p: Problem, tensors: Mapping[str, Tensor], sm: int) -> None:

@@ -5,18 +5,24 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sana_kernels.aot import SHARED_LIMITS
 from sana_kernels.launch import LAUNCHES
 
-SCRIPT = Path(__file__).with_name("compile_ahead.py")
 KERNELS = Path(__file__).parents[2] / "kernels"
 
 
 STEADY, FIRST = 3, 5
 """Frames of a chunk."""
+
+
+def printed(program: str, *arguments: object) -> Any:
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(KERNELS)}
+    command = [sys.executable, str(Path(__file__).with_name(program)), *map(str, arguments)]
+    return json.loads(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 # TF32 products of Hopper take other layouts than any other card here; FP32 fills the shared memory of sm_80 and sm_86.
@@ -34,13 +40,19 @@ STEADY, FIRST = 3, 5
     ],
 )
 def test_the_kernels_compile_for(sm: int, precision: str, frames: int) -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(KERNELS)}
-    command = [sys.executable, str(SCRIPT), str(sm), str(frames), precision]
-    printed = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
-    cubins = json.loads(printed)
+    cubins = printed("compile_ahead.py", sm, frames, precision)
     assert [cubin["entry"] for cubin in cubins] == ["prepare", "summaries", "scan", "readout"]
     assert all(0 < cubin["shared"] <= SHARED_LIMITS[sm] and cubin["bytes"] > 0 for cubin in cubins)
 
 
 def test_every_architecture_has_a_row_for_every_precision() -> None:
     assert set(LAUNCHES) == {(sm, precision) for sm in SHARED_LIMITS for precision in ("fp32", "tf32", "bf16")}
+
+
+def test_kernels_that_are_compiled_ahead_do_not_run_and_say_what_is_wrong_with_them() -> None:
+    found = printed("compile_together.py")
+    names = "leave", "fill", "mirror", "pixels", "fold", "fold_weights", "product", "residual_norm"
+    assert set(found["compiled"]) == set(names)
+    assert all(size > 0 for size in found["compiled"].values())
+    assert found["untouched"]
+    assert "no card can do this" in found["refused"]
