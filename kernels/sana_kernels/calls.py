@@ -54,9 +54,10 @@ def workspace(p: Problem) -> dict[str, Buffer]:
         "history_z": Buffer((p.chains, frames, p.key_pad), "float32"),
     }
     if p.fused:
-        buffers |= {name: Buffer((p.all_tokens, p.hidden), operand) for name in ("keys", "keys_rot", "weighted")}
-        buffers |= {"inverse_q": Buffer((p.all_tokens,), "float32"), "root": Buffer((p.heads, p.all_tokens), "float32")}
-        buffers["decay"] = Buffer((frames,), "float32")
+        buffers |= {name: Buffer((p.all_tokens, p.hidden), operand) for name in ("keys_rot", "weighted")}
+        buffers["keys"] = Buffer((p.all_tokens, p.heads * p.key_step), operand)
+        buffers |= {"inverse_q": Buffer((p.all_tokens,), "float32"), "decay": Buffer((frames,), "float32")}
+        buffers |= {} if p.summed else {"root": Buffer((p.heads, p.all_tokens), "float32")}
     return buffers
 
 

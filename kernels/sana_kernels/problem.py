@@ -116,5 +116,15 @@ class Problem:
         return padded(self.key_dim)
 
     @property
+    def summed(self) -> bool:
+        """Whether a padded row of prepared keys has room for one number more, with which products sum weighted keys."""
+        return self.fused and self.key_pad > self.key_dim
+
+    @property
+    def key_step(self) -> int:
+        """Elements between neighbouring heads in a row of prepared plain keys."""
+        return self.key_pad if self.summed else self.key_dim
+
+    @property
     def value_pad(self) -> int:
         return padded(self.value_dim)

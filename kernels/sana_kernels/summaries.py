@@ -50,31 +50,44 @@ def sum_squares(x):
 def store_keys(keys, keys_rot, weighted, x, roots, angles, groups, p: tl.constexpr):
     """Keys plain and rotated, both times sqrt(b), and rotated times b."""
     at = groups[:, None] * p.lanes + tl.arange(0, p.lanes)[None, :]
+    apart = (groups * p.lanes // p.key_dim * (p.key_step - p.key_dim))[:, None]
     inside = (groups < p.groups)[:, None]
     rotated = turned(x, angles) * roots
-    tl.store(keys + at, (x * roots).to(keys.dtype.element_ty), mask=inside)
+    tl.store(keys + at + apart, (x * roots).to(keys.dtype.element_ty), mask=inside)
     tl.store(keys_rot + at, rotated.to(keys_rot.dtype.element_ty), mask=inside)
     tl.store(weighted + at, (rotated * roots).to(weighted.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def prepare_keys(
-    k, beta, k_weight, rope, root, keys, keys_rot, weighted, row, epsilon: tl.constexpr, p: tl.constexpr
-):  # fmt: skip
-    """Keys of a token, normed and past ReLU; and sqrt(b) of its heads."""
-    heads, left, right = tl.arange(0, p.head_pad), tl.arange(0, p.piece), p.piece + tl.arange(0, p.rest)
+def prepare_roots(beta, root, keys, row, p: tl.constexpr):
+    """sqrt(b) of a token's heads, behind the plain keys of each, with zeros to the end of what is copied at once.
+
+    Where keys have no room for it, it has a tensor of its own.
+    """
+    heads, lanes = tl.arange(0, p.head_pad), tl.arange(0, p.lanes)
     raw = tl.load(beta + heads, mask=heads < p.heads, other=0.0).to(tl.float32)
+    roots = tl.sqrt(sigmoid(raw))
+    if p.summed:
+        group = tl.where(lanes[None, :] == 0, roots[:, None], 0.0)
+        at = heads[:, None] * p.key_step + p.key_dim + lanes[None, :]
+        tl.store(keys + at, group.to(keys.dtype.element_ty), mask=(heads < p.heads)[:, None])
+    else:
+        tl.store(root + heads * p.all_tokens + row, roots, mask=heads < p.heads)
+
+
+@triton.jit
+def prepare_keys(k, beta, k_weight, rope, keys, keys_rot, weighted, epsilon: tl.constexpr, p: tl.constexpr):
+    """Keys of a token, normed and past ReLU."""
+    left, right = tl.arange(0, p.piece), p.piece + tl.arange(0, p.rest)
     # Everything is read ahead of the sum over the row, behind whose barrier it would be waited for a second time.
     first, second = load_groups(k, left, p), load_groups(k, right, p)
     weights = load_groups(k_weight, left, p), load_groups(k_weight, right, p)
     roots = load_roots(beta, left, p), load_roots(beta, right, p)
     angles = load_angles(rope, left, p), load_angles(rope, right, p)
     factor = tl.rsqrt((sum_squares(first) + sum_squares(second)) / p.hidden + epsilon) * p.key_scale
-    tl.store(root + heads * p.all_tokens, tl.sqrt(sigmoid(raw)), mask=heads < p.heads)
-    at = row * p.hidden
     first, second = tl.maximum(first * weights[0], 0.0) * factor, tl.maximum(second * weights[1], 0.0) * factor
-    store_keys(keys + at, keys_rot + at, weighted + at, first, roots[0], angles[0], left, p)
-    store_keys(keys + at, keys_rot + at, weighted + at, second, roots[1], angles[1], right, p)
+    store_keys(keys, keys_rot, weighted, first, roots[0], angles[0], left, p)
+    store_keys(keys, keys_rot, weighted, second, roots[1], angles[1], right, p)
 
 
 @triton.jit
@@ -83,12 +96,15 @@ def prepare(
 ):
     """What is done to whole rows, before heads are apart. Grid: tokens, {q, k}.
 
-    inverse_q (B N,) is 1 / rms of q. Of k, with b = sigmoid(beta): keys and keys_rot (B N, C), plain and rotated, times
-    sqrt(b), which is root (h, B N), and weighted, rotated times b. A row is two pieces, as the next power of two would
-    be nearly twice as wide.
+    inverse_q (B N,) is 1 / rms of q. Of k, with b = sigmoid(beta): keys (B N, h, p.key_step) and keys_rot (B N, C),
+    plain and rotated, times sqrt(b), and weighted (B N, C), rotated times b. sqrt(b) itself lies behind the plain keys
+    of a head where those are padded, else in root (h, B N). A row is two pieces, as the next power of two would be
+    nearly twice as wide.
     """
     row = tl.program_id(0).to(tl.int64)
+    keys += row * (p.heads * p.key_step)
     if tl.program_id(1) == 0:
+        prepare_roots(beta + row * p.rows.beta, root, keys, row, p)
         at = q + row * p.rows.q
         first, second = load_groups(at, tl.arange(0, p.piece), p), load_groups(at, p.piece + tl.arange(0, p.rest), p)
         squares = (sum_squares(first) + sum_squares(second)) / p.hidden
@@ -96,8 +112,8 @@ def prepare(
     else:
         now = row if p.own_angles else row % (p.frames * p.tokens)
         prepare_keys(
-            k + row * p.rows.k, beta + row * p.rows.beta, k_weight, rope + now * p.key_dim, root + row,
-            keys, keys_rot, weighted, row, epsilon, p,
+            k + row * p.rows.k, beta + row * p.rows.beta, k_weight, rope + now * p.key_dim,
+            keys, keys_rot + row * p.hidden, weighted + row * p.hidden, epsilon, p,
         )  # fmt: skip
 
 
@@ -115,14 +131,22 @@ def frame_decay(rate, rate_bias, a_log, first, head, p: tl.constexpr, TOKENS: tl
 
 
 @triton.jit
-def load_keys(prepared, k, factor, first, column, rows, p: tl.constexpr):
-    """A tile of keys as products read it: prepared from raw operands, of the others times a factor per token."""
+def load_keys(
+    prepared, k, beta, first, head, rows,
+    p: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr, ROOT: tl.constexpr,
+):  # fmt: skip
+    """A tile of keys as products read it: prepared from raw operands, of the others times b, or its ROOT.
+
+    Of what is prepared, heads are STEP apart, and WIDTH of each is read.
+    """
     columns = tl.arange(0, p.key_pad)
     if p.fused:
-        inside = (rows < p.tokens)[:, None] & (columns < p.key_dim)[None, :]
-        at = first * p.hidden + column + rows[:, None] * p.hidden + columns[None, :]
-        tile = tl.load(prepared + at, mask=inside, other=0.0)
+        inside = (rows < p.tokens)[:, None] & (columns < WIDTH)[None, :]
+        prepared += first * (p.heads * STEP) + head * STEP
+        tile = tl.load(prepared + rows[:, None] * (p.heads * STEP) + columns[None, :], mask=inside, other=0.0)
     else:
+        factor = load_factors(beta, first, head, rows, p)
+        factor = tl.sqrt(factor) if ROOT else factor
         tile = load_tile(k + first * p.key_dim, rows, columns, p.key_dim, p.tokens, p.key_dim) * factor[:, None]
         tile = operand(tile, p)
     return tile
@@ -138,45 +162,51 @@ def load_values(v, first, column, rows, p: tl.constexpr):
 
 
 @triton.jit
-def sum_erased(keys, keys_rot, k, k_rot, root, beta, erase_kv, erase_z, p: tl.constexpr, TOKENS: tl.constexpr):
+def sum_erased(keys, keys_rot, k, k_rot, beta, erase_kv, erase_z, write_z, p: tl.constexpr, TOKENS: tl.constexpr):
     """erase_kv = k_rot^T b k_rot and erase_z = k^T b k of a frame, both (dk, dk).
 
-    With keys times sqrt(b), both sides of a product are one tensor.
+    With keys times sqrt(b), both sides of a product are one tensor. Where sqrt(b) is a column of the plain keys, that
+    row of their product is write_z = b k.
     """
     frame = tl.program_id(0)
-    first, column, head = locate(frame, p)
+    first, _, head = locate(frame, p)
     sum_kv = tl.full((p.key_pad, p.key_pad), 0.0, tl.float32)
     sum_z = tl.full((p.key_pad, p.key_pad), 0.0, tl.float32)
     for start in range(0, p.tokens, TOKENS):
         rows = start + tl.arange(0, TOKENS)
-        factor = (
-            load_factors(root, first, head, rows, p) if p.fused else tl.sqrt(load_factors(beta, first, head, rows, p))
-        )
-        rotated = load_keys(keys_rot, k_rot, factor, first, column, rows, p)
-        plain = load_keys(keys, k, factor, first, column, rows, p)
+        rotated = load_keys(keys_rot, k_rot, beta, first, head, rows, p, p.key_dim, p.key_dim, True)
+        plain = load_keys(keys, k, beta, first, head, rows, p, p.key_step, p.key_dim + p.summed * p.lanes, True)
         sum_kv += product(tl.trans(rotated), rotated, p)
         sum_z += product(tl.trans(plain), plain, p)
+    if p.summed:
+        columns = tl.arange(0, p.key_pad)
+        behind = columns == p.key_dim
+        total = tl.sum(tl.where(behind[:, None], sum_z, 0.0), axis=0)
+        tl.store(write_z + frame * p.key_pad + columns, tl.where(behind, 0.0, total))
+        sum_z = tl.where(behind[:, None] | behind[None, :], 0.0, sum_z)
     store_matrix(erase_kv + frame * p.key_pad * p.key_pad, sum_kv)
     store_matrix(erase_z + frame * p.key_pad * p.key_pad, sum_z)
 
 
 @triton.jit
 def sum_written(keys, weighted, k, k_rot, v, root, beta, write_kv, write_z, p: tl.constexpr, TOKENS: tl.constexpr):
-    """write_kv = v^T b k_rot (dv, dk) and write_z = b k (dk,) of a frame."""
+    """write_kv = v^T b k_rot (dv, dk) of a frame, and write_z = b k (dk,) where no product sums it."""
     frame = tl.program_id(0)
     first, column, head = locate(frame, p)
     sum_kv = tl.full((p.value_pad, p.key_pad), 0.0, tl.float32)
     sum_z = tl.full((TOKENS, p.key_pad), 0.0, tl.float32)
     for start in range(0, p.tokens, TOKENS):
         rows = start + tl.arange(0, TOKENS)
-        factor = load_factors(root if p.fused else beta, first, head, rows, p)
         values = load_values(v, first, column, rows, p)
-        sum_kv += product(tl.trans(values), load_keys(weighted, k_rot, factor, first, column, rows, p), p)
-        plain = load_keys(keys, k, factor, first, column, rows, p).to(tl.float32)
-        # Prepared keys have one sqrt(b) of two.
-        sum_z += plain * factor[:, None] if p.fused else plain
+        rotated = load_keys(weighted, k_rot, beta, first, head, rows, p, p.key_dim, p.key_dim, False)
+        sum_kv += product(tl.trans(values), rotated, p)
+        if not p.summed:
+            plain = load_keys(keys, k, beta, first, head, rows, p, p.key_dim, p.key_dim, False).to(tl.float32)
+            # Prepared keys have one sqrt(b) of two.
+            sum_z += plain * load_factors(root, first, head, rows, p)[:, None] if p.fused else plain
     store_matrix(write_kv + frame * p.value_pad * p.key_pad, sum_kv)
-    tl.store(write_z + frame * p.key_pad + tl.arange(0, p.key_pad), tl.sum(sum_z, axis=0))
+    if not p.summed:
+        tl.store(write_z + frame * p.key_pad + tl.arange(0, p.key_pad), tl.sum(sum_z, axis=0))
 
 
 @triton.jit
@@ -190,7 +220,7 @@ def summaries(
     Fused, the program that writes also finds the frame's decay.
     """
     if tl.program_id(1) == 0:
-        sum_erased(keys, keys_rot, k, k_rot, root, beta, erase_kv, erase_z, p, TOKENS)
+        sum_erased(keys, keys_rot, k, k_rot, beta, erase_kv, erase_z, write_z, p, TOKENS)
     else:
         sum_written(keys, weighted, k, k_rot, v, root, beta, write_kv, write_z, p, TOKENS)
         if p.fused:

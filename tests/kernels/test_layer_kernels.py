@@ -5,9 +5,10 @@ import torch
 from gdn_cases import LIMITS, carried, off, projections
 from torch import Tensor
 
-from sana_kernels import naive_layer
+from sana_kernels import launcher, naive_layer
 from sana_kernels.naive import State
 from sana_kernels.ops import run_gdn_layer_core
+from sana_kernels.problem import Problem
 
 SHAPES = {
     # batch, heads, frames, tokens, head width
@@ -99,3 +100,19 @@ def test_the_output_can_be_e4m3(device: torch.device) -> None:
     got, *_ = run(tensors, state, frames, "fp32", device)
     assert got.dtype == torch.float8_e4m3fn
     assert off(got.float() * step, out) < 0.04
+
+
+@pytest.mark.parametrize("shape", ["ragged", "head of the model"])
+def test_nothing_is_read_that_was_not_written(
+    shape: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allocate = launcher.allocate
+
+    def rubbish(p: Problem, device: torch.device) -> dict[str, Tensor]:
+        return {name: tensor.fill_(torch.nan) for name, tensor in allocate(p, device).items()}
+
+    tensors, state, frames = case(shape)
+    clean = run(tensors, state, frames, "bf16", device)
+    monkeypatch.setattr(launcher, "allocate", rubbish)
+    for got, wanted in zip(run(tensors, state, frames, "bf16", device), clean, strict=True):
+        assert torch.equal(got, wanted)
