@@ -24,7 +24,7 @@ from triton.runtime.errors import OutOfResources
 from sana_kernels import naive, naive_layer
 from sana_kernels.calls import calls
 from sana_kernels.launch import Launch, Phase, launch_for
-from sana_kernels.launcher import allocate, architecture, bind
+from sana_kernels.launcher import allocate, architecture, bind, compiled_ahead
 from sana_kernels.operands import layer_problem
 from sana_kernels.ops import gdn, gdn_layer_core
 from sana_kernels.problem import Problem
@@ -183,28 +183,40 @@ def phase_times(precision: str, batch: int, frames: int, launch: Launch) -> dict
 
 
 SWEEP = {
-    "summaries": [Phase(*row) for row in itertools.product((4, 8), (32, 64, 128), (1, 2, 3))],
-    "scan": [Phase(*row) for row in itertools.product((4, 8), (2, 4, 8), (1, 2))],
-    "readout": [Phase(*row) for row in itertools.product((4, 8), (32, 64), (1, 2), (0, 128))],
+    "summaries": [Phase(*row) for row in itertools.product((8, 16), (32, 64, 128), (1, 2, 3, 4, 5))],
+    "scan": [Phase(*row) for row in itertools.product((4, 8), (2, 4, 8), (1, 2, 3))],
+    "readout": [Phase(*row) for row in itertools.product((4, 8), (32, 64, 128), (1,), (0, 64, 80, 128))],
 }
-PROGRAMS = {"summaries": (1,), "scan": (1,), "readout": (0.25, 0.5, 1)}
+PROGRAMS = {"summaries": (1,), "scan": (1,), "readout": (0.5, 1)}
 """Shares of the row's programs; only the readout has a choice."""
 
 
-def tune(precision: str, frames: int, launch: Launch) -> Iterator[tuple[str, Phase, int, float]]:
-    """Every phase with other launch parameters, fastest first; what does not fit or compile is left out, by name."""
+def rows_to_try(launch: Launch) -> Iterator[tuple[str, Launch]]:
+    """The row with other parameters for one kernel, by its name."""
+    for kernel, phases in SWEEP.items():
+        for phase, share in itertools.product(phases, PROGRAMS[kernel]):
+            yield kernel, dataclasses.replace(launch, **{kernel: phase, "programs": int(launch.programs * share)})
+
+
+def tune(precision: str, frames: int, launch: Launch) -> list[tuple[str, Phase, int, float]]:
+    """Every phase with other launch parameters, fastest first; what does not fit is left out, by name."""
     p = layer_problem("gdn_layer_core", projections(1, frames), frames, precision)
     copies = bound(p, precision, launch)
-    for kernel, phases in SWEEP.items():
-        tried = []
-        for phase, share in itertools.product(phases, PROGRAMS[kernel]):
-            row = dataclasses.replace(launch, **{kernel: phase, "programs": int(launch.programs * share)})
-            call = next(call for call in calls(p, row) if call.kernel == kernel)
-            try:
-                tried.append((kernel, phase, row.programs, microseconds([bind(call, copy) for copy in copies])))
-            except (OutOfResources, RuntimeError) as error:
-                print(f"{kernel} {phase}: {type(error).__name__}", file=sys.stderr)
-        yield from sorted(tried, key=lambda entry: entry[-1])
+    tried = [
+        (kernel, row, next(call for call in calls(p, row) if call.kernel == kernel))
+        for kernel, row in rows_to_try(launch)
+    ]
+    with compiled_ahead():
+        for _, _, call in tried:
+            bind(call, copies[0])()
+    found = []
+    for kernel, row, call in tried:
+        phase = getattr(row, kernel)
+        try:
+            found.append((kernel, phase, row.programs, microseconds([bind(call, copy) for copy in copies])))
+        except (OutOfResources, RuntimeError) as error:
+            print(f"{kernel} {phase}: {type(error).__name__}", file=sys.stderr)
+    return sorted(found, key=lambda entry: (entry[0], entry[-1]))
 
 
 def about() -> dict[str, str]:

@@ -37,12 +37,15 @@ def architecture(device: torch.device) -> int:
     return INTERPRETED_AS
 
 
+COMPILERS = 16
+"""Kernels that are compiled at a time at most: each takes some hundred MB meanwhile."""
+
 _AHEAD: ContextVar[bool] = ContextVar("sana_compiled_ahead", default=False)
 
 
 @contextmanager
 def compiled_ahead() -> Iterator[None]:
-    """Compile what is launched in the block, as many kernels at a time as there are cores, and run none of it.
+    """Compile what is launched in the block, several kernels at a time, and run none of it.
 
     What a kernel would have written keeps the values that it has.
     """
@@ -50,7 +53,8 @@ def compiled_ahead() -> Iterator[None]:
 
     before = _AHEAD.set(True)
     try:
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads, triton.AsyncCompileMode(threads):
+        count = min(COMPILERS, len(os.sched_getaffinity(0)))
+        with ThreadPoolExecutor(count) as threads, triton.AsyncCompileMode(threads):
             yield
     finally:
         _AHEAD.reset(before)
