@@ -14,6 +14,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from sana_client.errors import ServerLost, TransportError, choose
+from sana_client.offload import copy_frames
 from sana_client.protocol import StreamInfo
 from sana_client.wire import CALL_SECONDS
 
@@ -102,7 +103,7 @@ class SharedMemoryTransport:
             raise
 
     def put(self, request: pb.ModelInferRequest, slot: int, frames: np.ndarray) -> None:
-        self._view(FRAMES, slot, frames.shape)[:] = frames
+        copy_frames(self._view(FRAMES, slot, frames.shape), frames)
         for tensor, region in self._regions.items():
             request.parameters[f"{tensor}_region"].string_param = region.name
             request.parameters[f"{tensor}_offset"].int64_param = slot * self._slot_bytes[tensor]
@@ -110,7 +111,9 @@ class SharedMemoryTransport:
 
     def take(self, response: pb.ModelInferResponse, slot: int, shape: Shape) -> np.ndarray:
         _check_size(prod(response.outputs[0].shape), (*shape[:1], 0, *shape[2:]))
-        return self._view(EDITED, slot, shape).copy()
+        edited = np.empty(shape, np.uint8)
+        copy_frames(edited, self._view(EDITED, slot, shape))
+        return edited
 
     def _view(self, tensor: str, slot: int, shape: Shape) -> np.ndarray:
         return np.ndarray(shape, np.uint8, self._regions[tensor].buf, offset=slot * self._slot_bytes[tensor])
