@@ -13,7 +13,7 @@ from sana_runtime.errors import EngineError, RequestError
 from sana_runtime.geometry import Chunk
 from sana_runtime.manifest import Manifest
 from sana_runtime.memory import Array
-from sana_runtime.regions import Places, Regions
+from sana_runtime.regions import Regions
 from sana_runtime.schedule import chunk_noise, streaming_schedule
 from sana_runtime.stages import Request, StatefulStage, step
 from sana_runtime.state import IN
@@ -69,9 +69,9 @@ class DenoiserStage(StatefulStage[DenoiserState]):
     def advance(
         self, state: DenoiserState | None, chunk: Chunk, request: Request
     ) -> Steps[tuple[Tensors, DenoiserState]]:
-        places = Places(request.parameters, state.regions if state else (), self.memory)
+        places = self.places(request, state)
         place = self.latent_place(places, chunk)
-        source = self.latent_given(request, "source", chunk, place)
+        source = request.tensor("source", "float32", self.geometry.latent_shape(chunk), place)
         seed = _seed(request, state)
         prompt = yield from self._prompt(request, state)
         feeds = {"source": source, **prompt.outputs, **self._position(chunk)}
@@ -81,7 +81,7 @@ class DenoiserStage(StatefulStage[DenoiserState]):
         latent, carried = yield from edit(feeds, carried, noise, request.end)
         # A GPU still computes the latent, which the download waits for.
         following = self._noise(seed, chunk.index + 1, self._steady_shape)
-        outputs = {"latent": self.latent_made(latent, place)}
+        outputs = {"latent": self.made(latent, place, self.empty_latent(0))}
         return outputs, DenoiserState(seed, prompt, carried, following, places.regions)
 
     def placeholder(self) -> Tensors:

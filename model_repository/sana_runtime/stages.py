@@ -19,7 +19,15 @@ from sana_runtime.regions import Places, Regions
 from sana_runtime.sessions import SessionTable
 from sana_runtime.state import as_inputs, from_outputs
 
-S = TypeVar("S")
+
+class StreamState(Protocol):
+    """What a stage keeps of a stream; `regions` are its client's shared memory."""
+
+    @property
+    def regions(self) -> Regions: ...
+
+
+S = TypeVar("S", bound=StreamState)
 
 NOBODY = ("", "0")
 """Correlation ids of calls outside any stream: the server warms a model up with id 0."""
@@ -45,8 +53,13 @@ class Request:
             raise RequestError(f"parameter `close` is {close!r} here: send true, on a request with START and END")
         return close
 
-    def tensor(self, name: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-        """The input `name`, of which `shape` may leave sizes open as -1; raises RequestError saying what it must be."""
+    def tensor(self, name: str, dtype: str, shape: tuple[int, ...], place: np.ndarray | None = None) -> np.ndarray:
+        """The input `name`, of which `shape` may leave sizes open as -1, or what lies at its `place` if it has one.
+
+        Raises RequestError saying what it must be.
+        """
+        if place is not None:
+            return place
         array = self.tensors.get(name)
         if array is None:
             raise RequestError(f"input {name} is missing: send it as {dtype} {list(shape)}")
@@ -118,18 +131,17 @@ class StatefulStage(ABC, Generic[S]):
     def empty_latent(self, frames: int = 1) -> np.ndarray:
         return np.zeros(self.geometry.latent_shape(Chunk(0, 0, frames, frames)), np.float32)
 
+    def places(self, request: Request, state: S | None) -> Places:
+        return Places(request.parameters, state.regions if state else (), self.memory)
+
     def latent_place(self, places: Places, chunk: Chunk) -> np.ndarray | None:
         """Where stages hand over the chunk's latents, if the client has room for that."""
         return places.find("latent", "float32", self.geometry.latent_shape(chunk))
 
-    def latent_given(self, request: Request, name: str, chunk: Chunk, place: np.ndarray | None) -> np.ndarray:
-        """What the stage before made: at its place, or in the tensor `name`."""
-        return request.tensor(name, "float32", self.geometry.latent_shape(chunk)) if place is None else place
-
-    def latent_made(self, latent: Array, place: np.ndarray | None) -> np.ndarray:
-        """The answer's tensor; of no latent frames where they went to their place."""
-        values = self.memory.download(latent, place)
-        return values if place is None else self.empty_latent(0)
+    def made(self, values: Array, place: np.ndarray | None, nothing: np.ndarray) -> np.ndarray:
+        """What is answered: the values, or nothing where they went to their place."""
+        found = self.memory.download(values, place)
+        return found if place is None else nothing
 
 
 def step(feeds: State, state: State | None) -> Steps[tuple[Tensors, State]]:
@@ -152,9 +164,6 @@ class VAEState:
 class VAEStage(StatefulStage[VAEState]):
     """A stage with frames at one side."""
 
-    def places(self, request: Request, state: VAEState | None) -> Places:
-        return Places(request.parameters, state.regions if state else (), self.memory)
-
     def frames_place(self, places: Places, tensor: str, chunk: Chunk) -> np.ndarray | None:
         """Where the client wants the chunk's frames, if it named a place."""
         return places.find(tensor, "uint8", self.frames_shape(chunk.frames))
@@ -165,11 +174,11 @@ class VAEEncoderStage(VAEStage):
 
     def advance(self, state: VAEState | None, chunk: Chunk, request: Request) -> Steps[tuple[Tensors, VAEState]]:
         places = self.places(request, state)
-        frames, place = self.frames_place(places, "frames", chunk), self.latent_place(places, chunk)
-        if frames is None:
-            frames = request.tensor("frames", "uint8", self.frames_shape(chunk.frames))
+        lying, place = self.frames_place(places, "frames", chunk), self.latent_place(places, chunk)
+        frames = request.tensor("frames", "uint8", self.frames_shape(chunk.frames), lying)
         outputs, carried = yield from step({"frames": frames}, state.carried if state else None)
-        return {"source": self.latent_made(outputs["source"], place)}, VAEState(carried, places.regions)
+        source = self.made(outputs["source"], place, self.empty_latent(0))
+        return {"source": source}, VAEState(carried, places.regions)
 
     def placeholder(self) -> Tensors:
         return {"source": self.empty_latent()}
@@ -180,12 +189,11 @@ class VAEDecoderStage(VAEStage):
 
     def advance(self, state: VAEState | None, chunk: Chunk, request: Request) -> Steps[tuple[Tensors, VAEState]]:
         places = self.places(request, state)
-        latent = self.latent_given(request, "latent", chunk, self.latent_place(places, chunk))
-        place = self.frames_place(places, "edited", chunk)
+        lying, place = self.latent_place(places, chunk), self.frames_place(places, "edited", chunk)
+        latent = request.tensor("latent", "float32", self.geometry.latent_shape(chunk), lying)
         outputs, carried = yield from step({"latent": latent}, state.carried if state else None)
-        edited = self.memory.download(outputs["edited"], place)
-        answer = edited if place is None else np.empty(self.frames_shape(0), np.uint8)
-        return {"edited": answer}, VAEState(carried, places.regions)
+        edited = self.made(outputs["edited"], place, np.empty(self.frames_shape(0), np.uint8))
+        return {"edited": edited}, VAEState(carried, places.regions)
 
     def placeholder(self) -> Tensors:
         return {"edited": np.zeros(self.frames_shape(1), np.uint8)}

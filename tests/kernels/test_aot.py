@@ -1,28 +1,13 @@
 """The kernels compile for every card that sana-build names, on a machine without a GPU."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
-
 import pytest
+from programs import printed
 
 from sana_kernels.aot import SHARED_LIMITS
 from sana_kernels.launch import LAUNCHES
 
-KERNELS = Path(__file__).parents[2] / "kernels"
-
-
 STEADY, FIRST = 3, 5
 """Frames of a chunk."""
-
-
-def printed(program: str, *arguments: object) -> Any:
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(KERNELS)}
-    command = [sys.executable, str(Path(__file__).with_name(program)), *map(str, arguments)]
-    return json.loads(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 # TF32 products of Hopper take other layouts than any other card here; FP32 fills the shared memory of sm_80 and sm_86.

@@ -1,13 +1,10 @@
 """The plugin in a TensorRT-RTX engine, as far as a machine without a GPU can tell."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from programs import printed
 
 from sana_kernels import node
 from sana_kernels.aot import Cubin
@@ -16,15 +13,9 @@ from sana_kernels.errors import KernelError
 plugin = pytest.importorskip("sana_kernels.plugin", reason="tensorrt_rtx is not installed")
 trt = plugin.trt
 
-SCRIPT = Path(__file__).with_name("build_plugin.py")
-KERNELS = Path(__file__).parents[2] / "kernels"
-
 
 def test_every_gdn_core_is_one_custom_layer_with_its_kernels_inside(tmp_path: Path) -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(KERNELS)}
-    command = [sys.executable, "-W", "ignore", str(SCRIPT), str(tmp_path)]
-    printed = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
-    built = json.loads(printed.splitlines()[-1])
+    built = printed("build_plugin.py", tmp_path)
     cores = [name for kind, name in built["layers"] if kind == "custom_layer"]
     assert len(cores) == len(set(cores)) == 2
     assert not any(kind == "gemm" for kind, _ in built["layers"])
