@@ -35,7 +35,7 @@ CHUNKS = 10
 SKIPPED = 4
 """Chunks before the medians begin: they fill the window."""
 
-LIVE = (1, 2, 4, 5, 6, 8)
+LIVE = (1, 2, 4, 5, 8)
 FPS = 24.0
 LIVE_CHUNKS, LIVE_SKIPPED = 14, 6
 """First chunks take longer, and streams that begin together need some seconds to make up for them."""

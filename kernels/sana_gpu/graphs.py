@@ -37,12 +37,14 @@ class Graphs:
     def __init__(self, memory: TorchMemory) -> None:
         self._memory = memory
         self._captured: dict[Hashable, Function] = {}
+        self._missing = True
 
     def get(self, key: Hashable, function: Function) -> Function:
         """What runs `function` again and returns the same tensors, with new values, each time.
 
         The first call of a key compiles what `function` launches, runs it once for what it allocates, and records it:
         buffers that it changes are to be filled afterwards. Call this, and what it returns, inside `memory.stream()`.
+        Kernels are looked for ahead until those of a whole graph were on disk: then those of the others are, too.
         """
         if not self._memory.device.startswith("cuda"):
             return function
@@ -51,8 +53,10 @@ class Graphs:
         return self._captured[key]
 
     def _capture(self, function: Function) -> Function:
-        with compiled_ahead():
-            function()
+        if self._missing:
+            with compiled_ahead() as missing:
+                function()
+            self._missing = bool(missing)
         function()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=anchor(self._memory.device).pool(), stream=torch.cuda.current_stream()):

@@ -44,20 +44,29 @@ _AHEAD: ContextVar[bool] = ContextVar("sana_compiled_ahead", default=False)
 
 
 @contextmanager
-def compiled_ahead() -> Iterator[None]:
+def compiled_ahead(strict: bool = True) -> Iterator[list[str]]:
     """Compile what is launched in the block, several kernels at a time, and run none of it.
 
-    What a kernel would have written keeps the values that it has.
+    What a kernel would have written keeps the values that it has. After the block, the list names the kernels that were
+    not on disk. Unless it is `strict`, what cannot be compiled fails where it is launched next, not at its end.
     """
     import triton
 
+    missing: list[str] = []
     before = _AHEAD.set(True)
     try:
         count = min(COMPILERS, len(os.sched_getaffinity(0)))
-        with ThreadPoolExecutor(count) as threads, triton.AsyncCompileMode(threads):
-            yield
+        with triton.knobs.compilation.scope(), ThreadPoolExecutor(count) as threads:
+            triton.knobs.compilation.listener = partial(_note_missing, missing)
+            with triton.AsyncCompileMode(threads, ignore_errors=not strict):
+                yield missing
     finally:
         _AHEAD.reset(before)
+
+
+def _note_missing(names: list[str], src: Any, cache_hit: bool, **_: Any) -> None:
+    if not cache_hit:
+        names.append(src.name)
 
 
 def start(kernel: Any, grid: tuple[int, ...], /, *operands: Any, **options: Any) -> None:

@@ -121,6 +121,15 @@ class Problem:
         return self.fused and self.key_pad > self.key_dim
 
     @property
+    def room(self) -> int:
+        """Channels behind the plain keys of a head, of which all are written: memory reads what is written in part."""
+        return self.key_step - self.key_dim
+
+    @property
+    def room_pad(self) -> int:
+        return padded(self.room)
+
+    @property
     def key_step(self) -> int:
         """Elements between neighbouring heads in a row of prepared plain keys."""
         return self.key_pad if self.summed else self.key_dim

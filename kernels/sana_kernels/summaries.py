@@ -60,17 +60,16 @@ def store_keys(keys, keys_rot, weighted, x, roots, angles, groups, p: tl.constex
 
 @triton.jit
 def prepare_roots(beta, root, keys, row, p: tl.constexpr):
-    """sqrt(b) of a token's heads, behind the plain keys of each, with zeros to the end of what is copied at once.
-
-    Where keys have no room for it, it has a tensor of its own.
-    """
-    heads, lanes = tl.arange(0, p.head_pad), tl.arange(0, p.lanes)
+    """sqrt(b) of a token's heads, before zeros behind the plain keys of each; where those have no room, in `root`."""
+    heads = tl.arange(0, p.head_pad)
     raw = tl.load(beta + heads, mask=heads < p.heads, other=0.0).to(tl.float32)
     roots = tl.sqrt(sigmoid(raw))
     if p.summed:
-        group = tl.where(lanes[None, :] == 0, roots[:, None], 0.0)
-        at = heads[:, None] * p.key_step + p.key_dim + lanes[None, :]
-        tl.store(keys + at, group.to(keys.dtype.element_ty), mask=(heads < p.heads)[:, None])
+        room = tl.arange(0, p.room_pad)
+        group = tl.where(room[None, :] == 0, roots[:, None], 0.0)
+        at = heads[:, None] * p.key_step + p.key_dim + room[None, :]
+        inside = (heads < p.heads)[:, None] & (room < p.room)[None, :]
+        tl.store(keys + at, group.to(keys.dtype.element_ty), mask=inside)
     else:
         tl.store(root + heads * p.all_tokens + row, roots, mask=heads < p.heads)
 
@@ -131,17 +130,14 @@ def frame_decay(rate, rate_bias, a_log, first, head, p: tl.constexpr, TOKENS: tl
 
 
 @triton.jit
-def load_keys(
-    prepared, k, beta, first, head, rows,
-    p: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr, ROOT: tl.constexpr,
-):  # fmt: skip
+def load_keys(prepared, k, beta, first, head, rows, p: tl.constexpr, STEP: tl.constexpr, ROOT: tl.constexpr):
     """A tile of keys as products read it: prepared from raw operands, of the others times b, or its ROOT.
 
-    Of what is prepared, heads are STEP apart, and WIDTH of each is read.
+    Heads of what is prepared have STEP channels.
     """
     columns = tl.arange(0, p.key_pad)
     if p.fused:
-        inside = (rows < p.tokens)[:, None] & (columns < WIDTH)[None, :]
+        inside = (rows < p.tokens)[:, None] & (columns < STEP)[None, :]
         prepared += first * (p.heads * STEP) + head * STEP
         tile = tl.load(prepared + rows[:, None] * (p.heads * STEP) + columns[None, :], mask=inside, other=0.0)
     else:
@@ -174,8 +170,8 @@ def sum_erased(keys, keys_rot, k, k_rot, beta, erase_kv, erase_z, write_z, p: tl
     sum_z = tl.full((p.key_pad, p.key_pad), 0.0, tl.float32)
     for start in range(0, p.tokens, TOKENS):
         rows = start + tl.arange(0, TOKENS)
-        rotated = load_keys(keys_rot, k_rot, beta, first, head, rows, p, p.key_dim, p.key_dim, True)
-        plain = load_keys(keys, k, beta, first, head, rows, p, p.key_step, p.key_dim + p.summed * p.lanes, True)
+        rotated = load_keys(keys_rot, k_rot, beta, first, head, rows, p, p.key_dim, True)
+        plain = load_keys(keys, k, beta, first, head, rows, p, p.key_step, True)
         sum_kv += product(tl.trans(rotated), rotated, p)
         sum_z += product(tl.trans(plain), plain, p)
     if p.summed:
@@ -198,10 +194,10 @@ def sum_written(keys, weighted, k, k_rot, v, root, beta, write_kv, write_z, p: t
     for start in range(0, p.tokens, TOKENS):
         rows = start + tl.arange(0, TOKENS)
         values = load_values(v, first, column, rows, p)
-        rotated = load_keys(weighted, k_rot, beta, first, head, rows, p, p.key_dim, p.key_dim, False)
+        rotated = load_keys(weighted, k_rot, beta, first, head, rows, p, p.key_dim, False)
         sum_kv += product(tl.trans(values), rotated, p)
         if not p.summed:
-            plain = load_keys(keys, k, beta, first, head, rows, p, p.key_dim, p.key_dim, False).to(tl.float32)
+            plain = load_keys(keys, k, beta, first, head, rows, p, p.key_dim, False).to(tl.float32)
             # Prepared keys have one sqrt(b) of two.
             sum_z += plain * load_factors(root, first, head, rows, p)[:, None] if p.fused else plain
     store_matrix(write_kv + frame * p.value_pad * p.key_pad, sum_kv)

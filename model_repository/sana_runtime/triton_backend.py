@@ -2,9 +2,11 @@
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 from sana_runtime import bridge
@@ -72,15 +74,16 @@ class StageModel:
 
         self._pb = pb_utils
         self.stage = load_stage(self.name, Path(args["model_repository"]).parent, args["model_version"])
-        self.metrics = Metrics(pb_utils, self.name)
+        self.metrics = Metrics(pb_utils, self.name, getattr(self.stage, "sessions", None))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         started = time.perf_counter()
         answers = [self._respond(answer) for answer in self._run(requests)]
-        self.metrics.update(getattr(self.stage, "sessions", None), len(requests), time.perf_counter() - started)
+        self.metrics.collect(len(requests), time.perf_counter() - started)
         return answers
 
     def finalize(self) -> None:
+        self.metrics.close()
         del self.stage
 
     def _run(self, requests: list[Any]) -> list[Answer]:
@@ -118,11 +121,17 @@ def parse(request: Any) -> Request:
 
 
 class Metrics:
-    """Prometheus figures of one stage. The families are kept because the backend deletes a family nobody holds."""
+    """Prometheus figures of one stage, published by a thread of its own.
+
+    Each is a message to the server and back, which no chunk should wait for. The families are kept because the backend
+    deletes a family nobody holds.
+    """
 
     BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+    PERIOD = 0.25
+    """Seconds for which figures are collected: the thread is rarely at work while an answer goes out."""
 
-    def __init__(self, pb_utils: Any, stage: str) -> None:
+    def __init__(self, pb_utils: Any, stage: str, sessions: SessionTable[Any] | None) -> None:
         kinds = pb_utils.MetricFamily
         labels = {"stage": stage}
         self._families = {
@@ -134,17 +143,30 @@ class Metrics:
         seconds = self._families["seconds"]
         self._counts = {name: self._families[name].Metric(labels=labels) for name in ("live", "evicted", "broken")}
         self._seconds = seconds.Metric(labels=labels, buckets=list(self.BUCKETS))
-        self._published: dict[str, int] = {}
+        self._sessions, self._published = sessions, dict[str, int]()
+        self._collected, self._closing = deque[float](), Event()
+        self._thread = Thread(target=self._run, name="metrics", daemon=True)
+        self._thread.start()
 
-    def update(self, sessions: SessionTable | None, chunks: int, seconds: float) -> None:
-        """Publish the time of the chunks just answered together, and those of the table's counters that changed.
+    def collect(self, chunks: int, seconds: float) -> None:
+        """Note the time of chunks that were answered together."""
+        self._collected.extend([seconds] * chunks)
 
-        Each is a message to the server, which a chunk waits for.
-        """
-        for _ in range(chunks):
-            self._seconds.observe(seconds)
-        if sessions is not None:
-            found = {name: getattr(sessions, name) for name in self._counts}
+    def close(self) -> None:
+        """Publish what is left, and end the thread."""
+        self._closing.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closing.wait(self.PERIOD):
+            self._publish()
+        self._publish()
+
+    def _publish(self) -> None:
+        while self._collected:
+            self._seconds.observe(self._collected.popleft())
+        if self._sessions is not None:
+            found = {name: getattr(self._sessions, name) for name in self._counts}
             for name in [name for name, count in found.items() if self._published.get(name) != count]:
                 self._counts[name].set(found[name])
             self._published = found

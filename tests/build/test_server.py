@@ -1,5 +1,6 @@
 """The real Triton server over the fake pipeline: order, isolation, refusals and slots of its streams."""
 
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from fakes.tiny_engines import SIZE, write_fake_repository
 from sana_build.server import Ports, TritonServer
 from sana_build.supervisor import canary
 from sana_runtime.manifest import Manifest
+from sana_runtime.triton_backend import Metrics
 
 pytestmark = pytest.mark.server
 
@@ -168,16 +170,30 @@ def test_surplus_stream_is_refused_after_its_timeout(client: InferenceServerClie
     assert_stream_works(client, 44)
 
 
-def test_metrics_count_live_streams_of_each_stage(server: TritonServer, client: InferenceServerClient) -> None:
+def metrics(server: TritonServer) -> set[str]:
+    """The lines that the server shows once its stages have published what they had collected."""
+    time.sleep(2 * Metrics.PERIOD)
+    return set(urllib.request.urlopen(server.metrics_url, timeout=10).read().decode().splitlines())
+
+
+def test_metrics_count_live_streams_and_chunks_of_each_stage(
+    server: TritonServer, client: InferenceServerClient
+) -> None:
+    before = metrics(server)
     infer(client, 51, 0)
-    text = urllib.request.urlopen(server.metrics_url, timeout=10).read().decode()
+    infer(client, 51, 1)
+    found = metrics(server)
     for stage in ("vae_encoder", "denoiser", "vae_decoder"):
-        assert f'sana_streams_live{{stage="{stage}"}} 1' in text
-        assert f'sana_chunk_seconds_count{{stage="{stage}"}}' in text
+        assert f'sana_streams_live{{stage="{stage}"}} 1' in found
+        assert chunks(found, stage) == chunks(before, stage) + 2
     close(client, 51)
+
+
+def chunks(lines: set[str], stage: str) -> int:
+    name = f'sana_chunk_seconds_count{{stage="{stage}"}} '
+    return next(int(line.removeprefix(name)) for line in lines if line.startswith(name))
 
 
 def test_canary_leaves_nothing_behind(server: TritonServer, repository: Path) -> None:
     canary(server.grpc_url, Manifest.read(repository))
-    text = urllib.request.urlopen(server.metrics_url, timeout=10).read().decode()
-    assert 'sana_streams_live{stage="denoiser"} 0' in text
+    assert 'sana_streams_live{stage="denoiser"} 0' in metrics(server)

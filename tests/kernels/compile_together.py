@@ -74,8 +74,10 @@ def compiled() -> dict[str, int]:
 
 def main() -> None:
     pretend()
-    with launcher.compiled_ahead():
+    with launcher.compiled_ahead() as missing:
         buffer = launch_some()
+    with launcher.compiled_ahead(strict=False):
+        launcher.start(impossible, (1,))
     refused = ""
     try:
         with launcher.compiled_ahead():
@@ -83,7 +85,7 @@ def main() -> None:
     except triton.CompilationError as error:
         refused = str(error)
     untouched = bool((buffer == UNTOUCHED).all())
-    print(json.dumps({"compiled": compiled(), "untouched": untouched, "refused": refused}))
+    print(json.dumps({"compiled": compiled(), "missing": missing, "untouched": untouched, "refused": refused}))
 
 
 if __name__ == "__main__":
