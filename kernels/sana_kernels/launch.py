@@ -67,7 +67,7 @@ ROWS = {
     (90, "fp32"): Launch(Phase(8, 32), Phase(8, 8), Phase(8, 64), MEASURED, "", BLOCKS, True),
     (90, "tf32"): Launch(Phase(16, 64), Phase(8, 4, 2), Phase(8, 64, 1, 128), MEASURED, "", BLOCKS, apart=Phase(8, 64)),
     (90, "bf16"): Launch(
-        Phase(8, 64, 3), Phase(4, 4, 3), Phase(8, 64, 1, 80), MEASURED, LONGER, BLOCKS, apart=Phase(8, 64)
+        Phase(8, 64, 4), Phase(4, 2, 3), Phase(8, 64, 1, 80), MEASURED, LONGER, BLOCKS, apart=Phase(8, 64)
     ),
     (100, "fp32"): Launch(Phase(8, 32), Phase(8, 8), Phase(8, 32), PAPER, THREEFOLD, threefold=True),
     (100, "tf32"): Launch(Phase(8, 32), Phase(8, 4, 2), Phase(4, 64), PAPER, SHORT),
