@@ -72,10 +72,11 @@ def work(part: str, variant: str) -> float:
     port, real = PORTS[part], vae_network.convolve
     walk = partial(port.walk, outline(weights), config["vae"])
     before = InHand({})
-    walk(given(port, geometry, 0), before)
+    list(walk(given(port, geometry, 0), before))
     vae_network.convolve = record
     try:
-        walk(given(port, geometry, int(variant == "steady")), InHand(before.written if variant == "steady" else {}))
+        past = before.written if variant == "steady" else {}
+        list(walk(given(port, geometry, int(variant == "steady")), InHand(past)))
     finally:
         vae_network.convolve = real
     return sum(found)

@@ -1,8 +1,9 @@
 """Engines of the VAE's encoder and decoder on a GPU: a CUDA graph for the start of a stream, one for later chunks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -27,7 +28,8 @@ MOST_STREAMS = 8
 Engines = Mapping[str, "PartEngine"]
 """Engines of a part by kind of chunk."""
 
-Walk = Callable[[Tensors, Mapping[str, Any], Tensor, Carried], Tensor]
+Walk = Callable[[Tensors, Mapping[str, Any], Tensor, Carried], Iterator[Tensor]]
+"""Leaves what a part makes in pieces along time, and then what it carries."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,13 @@ class VAEEngine(PartEngine):
         """`given` and `state` are of the shapes and types the engine takes; a first chunk has no state."""
         self.memory, self._port, self._weights, self._config = memory, port, weights, config
         carried = InHand({name: x[0] for name, x in state.items()})
-        made = port.walk(outline(weights), config, given, carried)
+        made = list(port.walk(outline(weights), config, given, carried))
+        written = [spec(name + OUT, x[None]) for name, x in carried.written.items()]
         self.inputs = (spec(port.given, given), *(spec(name + IN, x) for name, x in state.items()))
-        self.outputs = (spec(port.made, made), *(spec(name + OUT, x[None]) for name, x in carried.written.items()))
-        self._table = AddressTable((*self.inputs, *self.outputs), memory.device)
+        self.outputs = (spec(port.made, torch.cat(made, TIME[port.made])), *written)
+        self._pieces = [(place, memory.mark()) for place in places(made, TIME[port.made])]
+        pieces = [spec(self._name(index), piece) for index, piece in enumerate(made)]
+        self._table = AddressTable((*self.inputs, *pieces, *written), memory.device)
         self._carried = ByAddress(self._table, at_start=not state)
         self._graphs = Graphs(memory)
 
@@ -116,16 +121,24 @@ class VAEEngine(PartEngine):
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         given = {name: self._table.fit(self.memory.as_tensor(array)) for name, array in feeds.items()}
         made = {spec.name: self.memory.empty(spec) for spec in self.outputs}
-        self._table.point({**given, **made})
+        whole = made[self._port.made]
+        pieces = {self._name(index): whole[place] for index, (place, _) in enumerate(self._pieces)}
+        self._table.point({**given, **made, **pieces})
         self._graphs.get("chunk", self._compute)()
+        self.memory.note_pieces(whole, self._pieces)
         return made
+
+    def _name(self, index: int) -> str:
+        """Of a piece of what is made, in the table."""
+        return f"{self._port.made}.{index}"
 
     def _compute(self) -> None:
         """The chunk whose tensors the table points to, as it is recorded."""
         given = self.memory.empty(self.inputs[0])
         self._table.fetch(self._port.given, given)
-        made = self._port.walk(self._weights, self._config, given, self._carried)
-        self._table.leave(self._port.made, made)
+        for index, piece in enumerate(self._port.walk(self._weights, self._config, given, self._carried)):
+            self._table.leave(self._name(index), piece)
+            self._pieces[index][1].record()
 
 
 class FirstEngine(PartEngine):
@@ -150,6 +163,12 @@ class FirstEngine(PartEngine):
         before = self._start.run({given: head})
         after = self._later.run({given: tail, **as_inputs(from_outputs(before))})
         return after | {made: torch.cat([before[made], after[made]], TIME[made])}
+
+
+def places(pieces: Sequence[Tensor], dimension: int) -> list[tuple[slice, ...]]:
+    """Where each lies in the tensor that they are of."""
+    ends = list(accumulate((piece.shape[dimension] for piece in pieces), initial=0))
+    return [(*[slice(None)] * dimension, slice(*both)) for both in pairwise(ends)]
 
 
 def joined(one: TensorSpec, next_one: TensorSpec) -> TensorSpec:
@@ -178,7 +197,7 @@ def load_vae(part: str, config: Mapping[str, Any], weights: Tensors, device: str
     short = replace(geometry, first_latents=more) if more > 0 else geometry
     start, later = example(port, short, 0), example(port, geometry, 1)
     carried = InHand({})
-    port.walk(outline(weights), config["vae"], start, carried)
+    list(port.walk(outline(weights), config["vae"], start, carried))
     state = {name: tensor[None] for name, tensor in carried.written.items()}
     common = weights, config["vae"], memory
     begin, steady = VAEEngine(port, start, {}, *common), VAEEngine(port, later, state, *common)

@@ -1,8 +1,9 @@
 """One chunk of one stream through the VAE: convolutions, and between them one pass over memory each."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -74,18 +75,20 @@ class Chunk:
 
     def conv(self, name: str, lead: int = CONTEXT, **how: bool) -> tuple[Made, Tensor, Tensor | None]:
         """The convolution `name` of what waits: its output, the input it read, and the sum that was kept."""
+        buffer, kept = self._input(name, lead, **how)
+        made = convolve(buffer, self.weights[name + ".weight"], pad=not self.halo)
+        self._waiting = partial(_sum, made, self.bias(name), self.dtype)
+        return made, buffer, kept
+
+    def _input(self, name: str, lead: int, **how: bool) -> tuple[Tensor, Tensor | None]:
         values, self._waiting = self._waiting, None
         assert values is not None, "a convolution without input"
         start = self.carried.at_start
         buffer, kept = values(start=start, lead=lead, halo=self.halo, **how)
-        # Not left to the closure: the tensors in it are as large as the buffer.
-        del values
         if not start:
             self.carried.read(name, buffer[:lead])
         self.carried.write(name, buffer[-CONTEXT:])
-        made = convolve(buffer, self.weights[name + ".weight"], pad=not self.halo)
-        self._waiting = partial(_sum, made, self.bias(name), self.dtype)
-        return made, buffer, kept
+        return buffer, kept
 
     def bias(self, name: str) -> Tensor:
         return self.weights[name + ".bias"]
@@ -108,15 +111,17 @@ class Chunk:
         drop = spare if kind == "up" else 0
         self._waiting = partial(_resized, kind, made, self.bias(name), before, stride, drop)
 
-    def end(self, name: str) -> tuple[Tensor, Tensor]:
-        """The last convolution: its output and its bias, not added yet."""
-        (y, _), _, _ = self.conv(name, norm=True)
-        self._waiting = None
-        return y, self.bias(name)
+    def end(self, name: str, pieces: int = 1) -> Iterator[Tensor]:
+        """What the last convolution makes, whose bias is not added yet, in up to so many pieces along time."""
+        buffer, _ = self._input(name, CONTEXT, norm=True)
+        frames = len(buffer) - CONTEXT
+        count = min(pieces, frames)
+        for begin, end in pairwise(frames * index // count for index in range(count + 1)):
+            yield convolve(buffer[begin : end + CONTEXT], self.weights[name + ".weight"], pad=not self.halo)[0]
 
 
-def encode(weights: Tensors, config: Mapping[str, Any], frames: Tensor, carried: Carried) -> Tensor:
-    """uint8 frames (1, F, H, W, 3) to the normalised latent (1, C, T, h, w) in float32."""
+def encode(weights: Tensors, config: Mapping[str, Any], frames: Tensor, carried: Carried) -> Iterator[Tensor]:
+    """uint8 frames (1, F, H, W, 3) to the normalised latent (1, C, T, h, w) in float32, as one piece."""
     chunk = Chunk(weights, carried, halo=False)
     chunk.begin(partial(_frames, frames[0], config["patch"], chunk.dtype))
     chunk.conv("conv_in")
@@ -125,13 +130,17 @@ def encode(weights: Tensors, config: Mapping[str, Any], frames: Tensor, carried:
         chunk.resnets(f"down_blocks.{index}", layers)
         chunk.resize("down", f"down_blocks.{index}.downsamplers.0.conv", STRIDES[kind])
     chunk.resnets("mid_block", config["encoder_layers"][-1])
-    y, bias = chunk.end("conv_out")
-    latent = (y.float() + bias - weights["latents_mean"]) / weights["latents_std"]
-    return latent.permute(3, 0, 1, 2)[None].contiguous()
+    for y in chunk.end("conv_out"):
+        latent = (y.float() + chunk.bias("conv_out") - weights["latents_mean"]) / weights["latents_std"]
+        yield latent.permute(3, 0, 1, 2)[None].contiguous()
 
 
-def decode(weights: Tensors, config: Mapping[str, Any], latent: Tensor, carried: Carried) -> Tensor:
-    """Normalised latent (1, C, T, h, w) in float32 to uint8 frames (1, F, H, W, 3)."""
+PIECES = 6
+"""Of decoded frames: so many that the last of them, which is alone on its way to the host, is a small share."""
+
+
+def decode(weights: Tensors, config: Mapping[str, Any], latent: Tensor, carried: Carried) -> Iterator[Tensor]:
+    """Normalised latent (1, C, T, h, w) in float32 to uint8 frames (1, F, H, W, 3), in pieces along time."""
     chunk = Chunk(weights, carried, halo=True)
     latent = latent[0].permute(1, 2, 3, 0) * weights["latents_std"] + weights["latents_mean"]
     zero = torch.zeros_like(weights["latents_mean"])
@@ -142,8 +151,8 @@ def decode(weights: Tensors, config: Mapping[str, Any], latent: Tensor, carried:
     for index, (count, kind) in enumerate(zip(layers[1:], config["upsample"], strict=True)):
         chunk.resize("up", f"up_blocks.{index}.upsamplers.0.conv", STRIDES[kind])
         chunk.resnets(f"up_blocks.{index}", count)
-    y, bias = chunk.end("conv_out")
-    return conv_pixels(y, bias, config["patch"])[None]
+    for y in chunk.end("conv_out", PIECES):
+        yield conv_pixels(y, chunk.bias("conv_out"), config["patch"])[None]
 
 
 def _sum(

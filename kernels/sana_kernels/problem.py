@@ -117,8 +117,11 @@ class Problem:
 
     @property
     def summed(self) -> bool:
-        """Whether a padded row of prepared keys has room for one number more, with which products sum weighted keys."""
-        return self.fused and self.key_pad > self.key_dim
+        """Whether a padded row of prepared keys has room for one number more, with which products sum weighted keys.
+
+        Not of float32 keys: there the room costs more than the sum, and TF32 would round what is summed.
+        """
+        return self.fused and self.precision == "bf16" and self.key_pad > self.key_dim
 
     @property
     def room(self) -> int:

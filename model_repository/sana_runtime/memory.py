@@ -5,9 +5,10 @@ What crosses the server's wire is on the host; state stays where its engine comp
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, partial
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
@@ -68,8 +69,11 @@ class TorchMemory:
     """torch tensors on one device, which a GPU engine computes on in a stream of its own."""
 
     def __init__(self, device: str) -> None:
+        from torch.utils.weak import WeakIdKeyDictionary
+
         self.device = device
         self._stream = _stream_of(device) if device.startswith("cuda") else None
+        self._pieces = WeakIdKeyDictionary()
 
     def upload(self, array: np.ndarray) -> Array:
         """The card reads a shared array in place, so it must not change before a download is done."""
@@ -119,10 +123,34 @@ class TorchMemory:
         import torch
 
         host = self._host(array.shape, dtype_name(array)) if into is None else torch.from_numpy(into)
-        host.copy_(array, non_blocking=True)
+        if array in self._pieces:
+            self._download_pieces(array, host)
+        else:
+            host.copy_(array, non_blocking=True)
         if self._stream is not None:
             torch.cuda.current_stream().synchronize()
         return np.asarray(host.numpy()) if into is None else into
+
+    def mark(self) -> "Mark":
+        """To be recorded behind a part of the stream's work, also where that becomes a graph and is repeated."""
+        import torch
+
+        return SimpleNamespace(record=_nothing) if self._stream is None else torch.cuda.Event(external=True)
+
+    def note_pieces(self, array: Array, pieces: Sequence["Piece"]) -> None:
+        """Let a download take each piece of `array` as soon as its mark is passed, while the next is computed."""
+        if self._stream is not None and len(pieces) > 1:
+            self._pieces[array] = pieces
+
+    def _download_pieces(self, array: Array, host: Array) -> None:
+        import torch
+
+        copies = _copies_of(self.device)
+        for place, mark in self._pieces[array]:
+            copies.wait_event(mark)
+            with torch.cuda.stream(copies):
+                host[place].copy_(array[place], non_blocking=True)
+        torch.cuda.current_stream().wait_stream(copies)
 
     def zeros(self, spec: TensorSpec) -> Array:
         return self.empty(spec).zero_()
@@ -156,6 +184,24 @@ class TorchMemory:
 
         name = torch.cuda.get_device_name(self.device) if self._stream else self.device
         return "".join(letter if letter.isalnum() else "-" for letter in name)
+
+
+class Mark(Protocol):
+    """A CUDA event, or on a CPU, where everything is done at once, nothing."""
+
+    def record(self) -> None: ...
+
+
+Piece = tuple[tuple[slice, ...], Mark]
+"""Where in a tensor, and what is recorded behind the work that makes it."""
+
+
+@cache
+def _copies_of(device: str) -> Any:
+    """The stream of copies that go on beside the work of engines."""
+    import torch
+
+    return torch.cuda.Stream(device)
 
 
 @cache

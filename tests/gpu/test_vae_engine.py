@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from sana_gpu import vae_network
 from sana_gpu.vae import Engines, FirstEngine, PartEngine, VAEEngine, load_vae, prepare_vae
 from sana_runtime.errors import ConfigError, EngineError
 from sana_runtime.state import IN, OUT, check_names
+from sana_runtime.tensors import TensorSpec
 
 PARTS = {"vae_encoder": EncoderGraph, "vae_decoder": DecoderGraph}
 CHUNKS = 3
@@ -143,6 +145,33 @@ def test_a_first_chunk_takes_no_more_room_than_a_later_one(part: str, monkeypatc
         outputs = engine.run({engine.inputs[0].name: given(engine, index), **carried(outputs)})
     first, steady = (max(inputs) for inputs in sizes)
     assert first <= steady
+
+
+def test_decoded_frames_are_marked_as_soon_as_they_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = engines("vae_decoder", network(MICRO), MICRO)
+    first, steady = stream(found)[0], found["steady"]
+    assert isinstance(steady, VAEEngine)
+    feeds = {"latent": given(steady, 1), **carried(first)}
+    whole, room = steady.run(feeds)["edited"], torch.empty(0)
+    there: list[int] = []
+
+    def record() -> None:
+        there.append(int((room == whole)[0].flatten(1).all(1).sum()))
+
+    def empty(spec: TensorSpec) -> Tensor:
+        nonlocal room
+        if spec.name != "edited":
+            return real(spec)
+        room = 255 - whole
+        return room
+
+    real = steady.memory.empty
+    monkeypatch.setattr(steady.memory, "empty", empty)
+    marked = [(place, SimpleNamespace(record=record)) for place, _ in steady._pieces]
+    monkeypatch.setattr(steady, "_pieces", marked)
+    steady.run(feeds)
+    assert there == [place[1].stop for place, _ in marked]
+    assert len(there) == vae_network.PIECES
 
 
 def test_encoder_in_chunks_equals_whole_clip() -> None:

@@ -77,7 +77,8 @@ def test_slices_of_frames_make_the_same_products(device: torch.device) -> None:
     # Two frames and what is before them, then the third.
     most = 4 * 36 * p.tiles * p.channels
     whole, sliced = (run_winograd(p, x, w, SMALL["whole"], values) for values in (10**9, most))
-    assert torch.equal(sliced[:, : p.frames * p.tiles], whole[:, : p.frames * p.tiles])
+    # Not equal to the bit: the interpreter multiplies by BLAS, which may sum in another order in another size.
+    assert off(sliced[:, : p.frames * p.tiles], whole[:, : p.frames * p.tiles]) < 1e-6
 
 
 def test_a_slice_is_gone_before_the_next_is_made(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:

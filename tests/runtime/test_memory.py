@@ -1,0 +1,72 @@
+"""Copies from a pretended GPU: a tensor whose engine finishes it piece by piece."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+
+from sana_runtime import memory
+from sana_runtime.memory import TorchMemory
+
+
+@dataclass
+class Stream:
+    """Waits for a mark by doing the work in front of it."""
+
+    waited: list[object] = field(default_factory=list)
+
+    def wait_event(self, mark: "Work") -> None:
+        mark.work()
+
+    def wait_stream(self, stream: object) -> None:
+        self.waited.append(stream)
+
+    def synchronize(self) -> None:
+        self.waited.append("synchronized")
+
+
+@dataclass(frozen=True)
+class Work:
+    work: Callable[[], object]
+
+    def record(self) -> None: ...
+
+
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> dict[str, Stream]:
+    """The streams of a memory that believes to be on a GPU."""
+    found = {name: Stream() for name in ("engine", "copies", "caller")}
+    monkeypatch.setattr(memory, "_stream_of", lambda device: found["engine"])
+    monkeypatch.setattr(memory, "_copies_of", lambda device: found["copies"])
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: found["caller"])
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    return found
+
+
+def test_pieces_are_copied_when_they_are_there_and_waited_for_in_the_end(streams: dict[str, Stream]) -> None:
+    here, made = TorchMemory("cuda"), torch.zeros(1, 5, 2)
+    into = np.full((1, 5, 2), -1.0, np.float32)
+    seen = []
+
+    def finish(begin: int, end: int) -> None:
+        seen.append(into[0, :, 0].tolist())
+        made[:, begin:end] = end
+
+    ends = ((0, 2), (2, 4), (4, 5))
+    here.note_pieces(
+        made, [((slice(None), slice(*both)), Work(lambda both=both: finish(*both))) for both in ends]
+    )  # fmt: skip
+    assert here.download(made, into) is into
+    assert seen == [[-1, -1, -1, -1, -1], [2, 2, -1, -1, -1], [2, 2, 4, 4, -1]]
+    assert into[0, :, 0].tolist() == [2, 2, 4, 4, 5]
+    assert streams["caller"].waited == [streams["copies"], "synchronized"]
+
+
+def test_other_tensors_are_copied_whole(streams: dict[str, Stream]) -> None:
+    here, made = TorchMemory("cuda"), torch.ones(3)
+    here.note_pieces(torch.zeros(3), [((slice(0, 2),), Work(pytest.fail)), ((slice(2, 3),), Work(pytest.fail))])
+    assert here.download(made, np.zeros(3, np.float32)).tolist() == [1, 1, 1]
+    assert streams["caller"].waited == ["synchronized"]
