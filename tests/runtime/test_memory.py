@@ -70,3 +70,31 @@ def test_other_tensors_are_copied_whole(streams: dict[str, Stream]) -> None:
     here.note_pieces(torch.zeros(3), [((slice(0, 2),), Work(pytest.fail)), ((slice(2, 3),), Work(pytest.fail))])
     assert here.download(made, np.zeros(3, np.float32)).tolist() == [1, 1, 1]
     assert streams["caller"].waited == ["synchronized"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_marks_in_a_graph_that_is_repeated_hold_back_copies() -> None:
+    here, count, size = TorchMemory("cuda"), 4, 1 << 22
+    made, turn = torch.zeros(count, size, device="cuda"), torch.zeros((), device="cuda")
+    slow = torch.randn(4096, 4096, device="cuda")
+    pieces = [((slice(index, index + 1),), here.mark()) for index in range(count)]
+
+    def compute() -> None:
+        for place, mark in pieces:
+            for _ in range(4):
+                torch.mm(slow, slow)
+            made[place] = turn
+            mark.record()
+
+    with here.stream():
+        compute()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+            compute()
+    here.note_pieces(made, pieces)
+    into = np.empty((count, size), np.float32)
+    for value in range(1, 5):
+        with here.stream():
+            turn.fill_(value)
+            graph.replay()
+        assert (here.download(made, into) == value).all()
