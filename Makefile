@@ -14,7 +14,7 @@ APT := $(SUDO) apt-get install --yes
 VERSION = $$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 HAS_LIBPYTHON = $(BIN)/python -c 'from sana_build.bundle import find_libpython; find_libpython()' 2>/dev/null
 
-.PHONY: help setup demo live browser test style types bench bench-live bench-gpu quality search clean
+.PHONY: help setup demo live browser test style types bench bench-live bench-gpu card quality search clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -64,6 +64,9 @@ bench-live: setup ## measure the gateway: eight live sessions, and what survives
 
 bench-gpu: setup ## check and time the torch backend, on a machine with a GPU
 	$(BIN)/python benchmarks/gpu
+
+card: setup ## all that a machine with a GPU has to say: kernel tests, bench-gpu, repositories built and served
+	$(BIN)/python benchmarks/card.py
 
 quality: setup ## measure the edits of the tiny checkpoint through the server
 	$(BIN)/python benchmarks/tiny_quality.py
