@@ -40,13 +40,11 @@ def steps(gpu: str, output: Path) -> dict[str, Step]:
         "tests": Step(["-m", "pytest", "-v", *TESTS], {"TRITON_INTERPRET": "0"}),
         "bench": Step(["benchmarks/gpu", "--output", output / "gpu.json", "--picture", output / "bench-gpu.png"]),
     }
+    build = ["-c", "from sana_build.cli import main; main()", "--model", "sana-streaming", "--checkpoint", "random:0"]
     for policy in POLICIES:
-        build = "from sana_build.cli import main; main()"
-        options = {"--model": "sana-streaming", "--checkpoint": "random:0", "--policy": policy, "--gpu": gpu}
-        words = [word for both in options.items() for word in both]
-        repository = output / policy
-        found[f"build-{policy}"] = Step(["-c", build, *words, "--streams", STREAMS, "--output", repository])
-        figures = output / f"gpu_serving_{policy}.json"
+        repository, figures = output / policy, output / f"gpu_serving_{policy}.json"
+        chosen = ["--policy", policy, "--gpu", gpu, "--streams", STREAMS, "--output", repository]
+        found[f"build-{policy}"] = Step([*build, *chosen])
         found[f"serve-{policy}"] = Step(["benchmarks/gpu_serving.py", repository, "--output", figures])
     return found
 
@@ -63,28 +61,25 @@ def run(step: Step, log: Path) -> tuple[int, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = steps("", Path())
-    parser.add_argument("names", nargs="*", metavar="STEP", help=f"all of them if none is named: {', '.join(known)}")
+    names = list(steps("", Path()))
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="STEP", help=", ".join(names))
     parser.add_argument("--gpu", default="h200", help="the card as `sana-build --gpu` names it; h200 if not given")
     parser.add_argument("--output", type=Path, default=ROOT / "out" / "card")
     arguments = parser.parse_args()
-    if unknown := set(arguments.names) - known.keys():
-        parser.error(f"no step {', '.join(sorted(unknown))}: choose from {', '.join(known)}")
     if not torch.cuda.is_available():
         sys.exit("benchmarks/card.py needs an NVIDIA GPU, and torch sees none")
     output = arguments.output.absolute()
     output.mkdir(parents=True, exist_ok=True)
-    console, failed = Console(width=140), 0
-    table = Table("step", "status", "seconds", "log")
-    for name, step in steps(arguments.gpu, output).items():
-        if arguments.names and name not in arguments.names:
-            continue
-        console.print(f"{name}: {' '.join(map(str, step.command))}", markup=False)
-        status, seconds = run(step, output / f"{name}.log")
-        failed += bool(status)
-        table.add_row(name, str(status), f"{seconds:.0f}", str(output / f"{name}.log"))
+    known, console = steps(arguments.gpu, output), Console(width=140)
+    table, failed = Table("step", "status", "seconds", "log"), False
+    for name in sorted(arguments.only, key=names.index):
+        log = output / f"{name}.log"
+        console.print(f"{name}: {log}", markup=False)
+        status, seconds = run(known[name], log)
+        table.add_row(name, str(status), f"{seconds:.0f}", str(log))
+        failed |= status != 0
     console.print(table)
-    sys.exit(bool(failed))
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

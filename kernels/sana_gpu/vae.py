@@ -29,7 +29,7 @@ Engines = Mapping[str, "PartEngine"]
 """Engines of a part by kind of chunk."""
 
 Walk = Callable[[Tensors, Mapping[str, Any], Tensor, Carried], Iterator[Tensor]]
-"""Leaves what a part makes in pieces along time, and then what it carries."""
+"""Makes what a part makes, in pieces along time; what it carries is there with the first of them."""
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def sum_squares(x):
 def store_keys(keys, keys_rot, weighted, x, roots, angles, groups, p: tl.constexpr):
     """Keys plain and rotated, both times sqrt(b), and rotated times b."""
     at = groups[:, None] * p.lanes + tl.arange(0, p.lanes)[None, :]
-    apart = (groups * p.lanes // p.key_dim * (p.key_step - p.key_dim))[:, None]
+    apart = (groups * p.lanes // p.key_dim * p.room)[:, None]
     inside = (groups < p.groups)[:, None]
     rotated = turned(x, angles) * roots
     tl.store(keys + at + apart, (x * roots).to(keys.dtype.element_ty), mask=inside)
