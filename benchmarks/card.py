@@ -20,7 +20,7 @@ from rich.table import Table
 ROOT = Path(__file__).parents[1]
 TESTS = [
     *(f"tests/kernels/test_{name}.py" for name in ("kernels", "layer_kernels", "dit_kernels", "conv", "conv_fill")),
-    "tests/runtime/test_memory.py",
+    *(f"tests/runtime/test_{name}.py" for name in ("clock", "memory")),
 ]
 POLICIES = ("bf16", "fp8")
 STREAMS = 8

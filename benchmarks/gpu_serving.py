@@ -11,20 +11,22 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
+from itertools import count as counting
 from multiprocessing import get_context
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from statistics import median
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
 from records import commit, psnr
 from rich.console import Console
 from streaming import PROMPT, Timing, frames_of, lateness, live, pieces_of, stream
 
 from sana_build.plan import STAGES
 from sana_build.server import Ports, TritonServer
-from sana_runtime.engine import Engine
 from sana_runtime.manifest import Manifest
 from sana_runtime.regions import PREFIX
 from sana_runtime.stages import Request
@@ -62,27 +64,27 @@ class Record:
         self.console.print(name, figure)
 
 
-class Timed:
-    """An engine that notes how long it takes with everything on the GPU; the ways there and back are not in it."""
+@dataclass(frozen=True)
+class Inside:
+    """What a stage of the server says of itself: its chunks, and their seconds in all and in its engines."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine, self.memory = engine, engine.memory
-        self.seconds: list[float] = []
+    chunks: float
+    seconds: float
+    engines: float
 
-    def run_batch(self, feeds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        import torch
+    def since(self, before: "Inside") -> "Inside":
+        """Of one chunk, the mean of those after `before`."""
+        chunks = self.chunks - before.chunks
+        seconds, engines = self.seconds - before.seconds, self.engines - before.engines
+        return Inside(1, seconds / chunks, engines / chunks)
 
-        there = [{name: self._there(value) for name, value in one.items()} for one in feeds]
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        outputs = self.engine.run_batch(there)
-        torch.cuda.synchronize()
-        self.seconds.append(time.perf_counter() - began)
-        return outputs
 
-    def _there(self, value: Any) -> Any:
-        large = isinstance(value, np.ndarray) and value.nbytes > 2**16
-        return self.memory.upload(value) if large else value
+def inside(url: str) -> dict[str, Inside]:
+    """By stage, from the server's metrics, which are a fraction of a second old."""
+    families = text_string_to_metric_families(urlopen(url, timeout=10).read().decode())
+    found = {(x.name, x.labels.get("stage")): x.value for family in families for x in family.samples}
+    names = "sana_chunk_seconds_count", "sana_chunk_seconds_sum", "sana_engine_seconds_sum"
+    return {stage: Inside(*(found[name, stage] for name in names)) for stage in STAGES}
 
 
 class InTensors:
@@ -121,11 +123,10 @@ def alone(repository: Path, chunks: Sequence[np.ndarray]) -> tuple[dict[str, Any
     began = time.perf_counter()
     stages = {name: load_stage(name, repository, "1") for name in STAGES}
     loading = time.perf_counter() - began
-    in_tensors, wanted = run(stages, chunks, InTensors())
+    in_tensors, _, wanted = run(stages, chunks, InTensors())
     memory = SharedMemory(f"{PREFIX}benchmark{time.time_ns()}", create=True, size=3 * chunks[0].nbytes)
     try:
-        in_place, edited = run(stages, chunks, InPlace(memory))
-        engines = engine_times(stages, chunks, InPlace(memory))
+        in_place, engines, edited = run(stages, chunks, InPlace(memory))
     finally:
         memory.unlink()
     return {
@@ -139,9 +140,9 @@ def alone(repository: Path, chunks: Sequence[np.ndarray]) -> tuple[dict[str, Any
 
 def run(
     stages: Mapping[str, Any], chunks: Sequence[np.ndarray], way: InTensors | InPlace
-) -> tuple[dict[str, float], list[np.ndarray]]:
-    """One stream through the stages: their median seconds, and the edited frames."""
-    seconds: dict[str, list[float]] = {name: [] for name in stages}
+) -> tuple[dict[str, float], dict[str, float], list[np.ndarray]]:
+    """One stream through the stages: median seconds of each and of its engines, and the edited frames."""
+    seconds, engines = ({name: list[float]() for name in stages} for _ in range(2))
     edited = []
     for index, frames in enumerate(chunks):
         tensors, parameters = way.put(frames)
@@ -152,20 +153,17 @@ def run(
             began = time.perf_counter()
             (answer,) = stage.run_batch([asked])
             seconds[name].append(time.perf_counter() - began)
+            engines[name].append(stage.engine_seconds())
             if isinstance(answer, Exception):
                 raise answer
             tensors |= answer
         edited.append(way.take(tensors["edited"], frames.shape))
-    return {name: median(values[SKIPPED:]) for name, values in seconds.items()}, edited
+    return medians(seconds), medians(engines), edited
 
 
-def engine_times(stages: Mapping[str, Any], chunks: Sequence[np.ndarray], way: InPlace) -> dict[str, float]:
-    """Median seconds of what the stages call for a steady chunk."""
-    timed = {name: Timed(stages[name].engines["steady"]) for name in ("vae_encoder", "denoiser", "vae_decoder")}
-    for name, engine in timed.items():
-        stages[name].engines = {**stages[name].engines, "steady": engine}
-    run(stages, chunks, way)
-    return {name: median(engine.seconds[SKIPPED - 1 :]) for name, engine in timed.items()}
+def medians(seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Of steady chunks, by stage."""
+    return {name: median(values[SKIPPED:]) for name, values in seconds.items()}
 
 
 def check(what: str, decibels: float) -> None:
@@ -174,41 +172,49 @@ def check(what: str, decibels: float) -> None:
         raise SystemExit(f"{what} are {decibels:.1f} dB from those of the stages alone: no more time is reported")
 
 
-def by_place(timing: Timing, stages: Mapping[str, float], engines: Mapping[str, float]) -> dict[str, float]:
-    """Where the seconds between sending a chunk and its answer go; what is not named elsewhere is the client's, gRPC's
-    and the ensemble's.
+def by_place(timing: Timing, stages: Mapping[str, Inside]) -> dict[str, float]:
+    """Where the seconds between sending a chunk and its answer go, in the mean; what is not named elsewhere is the
+    client's, gRPC's and the ensemble's.
     """
     served = timing.stages.values()
     computed, copied, queued = (sum(getattr(x, name) for x in served) for name in ("compute", "copy", "queue"))
-    inside, called = sum(engines.values()), sum(stages.values())
+    engines, called = (sum(getattr(x, name) for x in stages.values()) for name in ("engines", "seconds"))
     return {
-        "engines": inside,
-        "stages_around_engines": called - inside,
+        "engines": engines,
+        "stages_around_engines": called - engines,
         "server_to_python_and_back": computed - called,
         "copies_of_the_server": copied,
         "queues": queued,
-        "rest": timing.latency - computed - copied - queued,
+        "rest": timing.mean - computed - copied - queued,
     }
 
 
-def measure_alone(repository: Path, chunks: list[np.ndarray], record: Record) -> tuple[dict[str, Any], Frames]:
+def measure_alone(repository: Path, chunks: list[np.ndarray], record: Record) -> Frames:
     # In a process of its own, which gives its memory back to the server.
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
         found, edited = process.submit(alone, repository, chunks).result()
     record.note("alone", found)
     check("frames that went another way", found["psnr_of_both_ways"])
-    return found, edited
+    return edited
 
 
-def one_in_flight(server: TritonServer, chunks: Frames, found: dict[str, Any], wanted: Frames, record: Record) -> None:
+def one_in_flight(server: TritonServer, chunks: Frames, wanted: Frames, record: Record) -> None:
     """The latency of a chunk and where it goes, after a look at the frames."""
-    timing, edited = asyncio.run(stream(server.grpc_url, pieces_of(chunks), 1, SKIPPED, np.asarray))
+    said, index = list[dict[str, Inside]](), counting()
+
+    def look(frames: np.ndarray) -> np.ndarray:
+        if next(index) in (SKIPPED, len(chunks) - 1):
+            said.append(inside(server.metrics_url))
+        return frames
+
+    timing, edited = asyncio.run(stream(server.grpc_url, pieces_of(chunks), 1, SKIPPED, look))
     record.note("psnr_to_stages_alone", min(map(psnr, edited, wanted)))
     check("served frames", record.figures["psnr_to_stages_alone"])
     record.note("one_in_flight", asdict(timing))
-    places = by_place(timing, found["stages"], found["engines"])
+    before, after = said
+    places = by_place(timing, {name: after[name].since(before[name]) for name in STAGES})
     record.note("by_place", places)
-    record.note("outside_engines", 1 - places["engines"] / timing.latency)
+    record.note("outside_engines", 1 - places["engines"] / timing.mean)
 
 
 def several(server: TritonServer, chunks: Frames, slots: int, record: Record) -> None:
@@ -230,11 +236,11 @@ def main() -> None:
     record = Record(arguments.output, Console(width=140))
     record.note("about", about(manifest))
     chunks = frames_of(manifest.geometry, CHUNKS, seed=1)
-    found, wanted = measure_alone(arguments.repository, chunks, record)
+    wanted = measure_alone(arguments.repository, chunks, record)
     began = time.perf_counter()
     with TritonServer(arguments.repository, Ports.free(), LOG, gpu=True) as server:
         record.note("server_ready", time.perf_counter() - began)
-        one_in_flight(server, chunks, found, wanted, record)
+        one_in_flight(server, chunks, wanted, record)
         several(server, chunks, manifest.streams, record)
     if missing := [count for count in LIVE if count > manifest.streams]:
         record.console.print(

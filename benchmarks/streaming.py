@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 from typing import TypeVar
 
 import numpy as np
@@ -23,9 +23,13 @@ LIVE_IN_FLIGHT = 3
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per steady chunk: from sending to the answer, between answers (medians), and of every stage (means)."""
+    """Seconds per steady chunk: from sending to the answer, between answers (medians), and of every stage (means).
+
+    `mean` is from sending to the answer too, to be compared with what stages take.
+    """
 
     latency: float
+    mean: float
     interval: float
     stages: dict[str, StageTime]
 
@@ -68,7 +72,8 @@ async def stream(
             latencies.append(answer.seconds)
         after = stage_times(await session.statistics(), session.info.stages)
     stages = {name: per_chunk(found) for name, found in between(before, after).items()}
-    return Timing(median(latencies[skipped:]), float(median(np.diff(arrivals)[skipped:])), stages), seen
+    interval = float(median(np.diff(arrivals)[skipped:]))
+    return Timing(median(latencies[skipped:]), fmean(latencies[skipped:]), interval, stages), seen
 
 
 def per_chunk(total: StageTime) -> StageTime:

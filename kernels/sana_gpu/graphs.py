@@ -1,7 +1,7 @@
 """Functions as CUDA graphs, of which one engine has one per kind of call."""
 
 from collections.abc import Callable, Hashable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -47,10 +47,14 @@ class Graphs:
         Kernels are looked for ahead until those of a whole graph were on disk: then those of the others are, too.
         """
         if not self._memory.device.startswith("cuda"):
-            return function
+            return partial(self._run, function)
         if key not in self._captured:
             self._captured[key] = self._capture(function)
-        return self._captured[key]
+        return partial(self._run, self._captured[key])
+
+    def _run(self, function: Function) -> Any:
+        with self._memory.clock.running():
+            return function()
 
     def _capture(self, function: Function) -> Function:
         if self._missing:

@@ -25,7 +25,9 @@ class TextEngine(OneByOne):
         """Raises EngineError naming the tensor that is missing, unknown or misshapen."""
         check_feeds(self.inputs, feeds)
         tensors = [self.memory.as_tensor(feeds[spec.name]) for spec in self.inputs]
-        return dict(zip(("text", "text_mask"), self._program(*tensors), strict=True))
+        with self.memory.clock.running():
+            found = self._program(*tensors)
+        return dict(zip(("text", "text_mask"), found, strict=True))
 
     def warm(self) -> None:
         """Load what the first prompt would wait for."""

@@ -1,7 +1,7 @@
 """Engines: a compiled stage variant as a function from named tensors to named tensors."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,7 +10,17 @@ from sana_runtime.memory import Array, HostMemory, Memory
 from sana_runtime.packages import import_beside
 from sana_runtime.tensors import TensorSpec
 
-__all__ = ["ENGINES", "Engine", "OneByOne", "OnnxRuntimeEngine", "TensorSpec", "check_feeds", "describe", "load_engine"]
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "OneByOne",
+    "OnnxRuntimeEngine",
+    "TensorSpec",
+    "check_feeds",
+    "describe",
+    "load_engine",
+    "seconds_of",
+]
 
 
 def describe(specs: tuple[TensorSpec, ...]) -> dict[str, str]:
@@ -52,6 +62,11 @@ class OneByOne:
         return [self.run(one) for one in feeds]
 
 
+def seconds_of(engines: Iterable[Engine]) -> float:
+    """Seconds that engines were at work since this was last asked; what they made has to be downloaded by now."""
+    return sum(engine.memory.clock.take() for engine in engines)
+
+
 def check_feeds(specs: tuple[TensorSpec, ...], feeds: Mapping[str, Array]) -> None:
     """Raise EngineError unless `feeds` holds exactly the tensors of `specs`."""
     expected = {spec.name for spec in specs}
@@ -73,11 +88,10 @@ class OnnxRuntimeEngine(OneByOne):
         "tensor(int32)": "int32",
     }
 
-    memory = HostMemory()
-
     def __init__(self, path: Path) -> None:
         import onnxruntime as ort
 
+        self.memory = HostMemory()
         options = ort.SessionOptions()
         options.intra_op_num_threads = len(os.sched_getaffinity(0))
         # Three stages share the cores: a pool that spins while it waits would slow the other two.
@@ -96,7 +110,9 @@ class OnnxRuntimeEngine(OneByOne):
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         check_feeds(self.inputs, feeds)
         names = [spec.name for spec in self.outputs]
-        return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+        with self.memory.clock.running():
+            found = self._session.run(names, dict(feeds))
+        return dict(zip(names, found, strict=True))
 
 
 def _tensorrt(library: str) -> Callable[[Path], Engine]:

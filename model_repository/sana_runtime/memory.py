@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from sana_runtime.clock import Clock, CudaClock, HostClock
 from sana_runtime.tensors import TensorSpec, dtype_name
 
 Array = Any
@@ -20,7 +21,10 @@ Array = Any
 
 
 class Memory(Protocol):
-    """One kind of memory."""
+    """One kind of memory, and the clock of the device that computes in it."""
+
+    @property
+    def clock(self) -> Clock: ...
 
     def upload(self, array: np.ndarray) -> Array:
         """The values of a host array, here."""
@@ -44,6 +48,9 @@ class Memory(Protocol):
 
 class HostMemory:
     """numpy arrays."""
+
+    def __init__(self) -> None:
+        self.clock = HostClock()
 
     def upload(self, array: np.ndarray) -> np.ndarray:
         return array
@@ -74,6 +81,7 @@ class TorchMemory:
         self.device = device
         self._stream = _stream_of(device) if device.startswith("cuda") else None
         self._pieces = WeakIdKeyDictionary()
+        self.clock: Clock = CudaClock() if self._stream else HostClock()
 
     def upload(self, array: np.ndarray) -> Array:
         """The card reads a shared array in place, so it must not change before a download is done."""

@@ -10,7 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 
 from sana_runtime.batching import Answer, Call, State, Steps, Tensors, attempt, together
-from sana_runtime.engine import Engine
+from sana_runtime.engine import Engine, seconds_of
 from sana_runtime.errors import RequestError
 from sana_runtime.geometry import Chunk, StreamGeometry
 from sana_runtime.manifest import Manifest
@@ -84,6 +84,10 @@ class Stage(Protocol):
         """Answer requests of different streams; RequestError where one is at fault, others if an engine failed."""
         ...
 
+    def engine_seconds(self) -> float:
+        """How long its engines were at work since this was last asked, on the device that they run on."""
+        ...
+
 
 class StatefulStage(ABC, Generic[S]):
     """A stage that carries state `S` from chunk to chunk of a stream."""
@@ -106,6 +110,9 @@ class StatefulStage(ABC, Generic[S]):
     def run_batch(self, requests: Sequence[Request]) -> list[Answer]:
         """Answer requests of different streams, whose engine calls run together where they are the same."""
         return together(self.engines, [self._answer(request) for request in requests])
+
+    def engine_seconds(self) -> float:
+        return seconds_of(self.engines.values())
 
     def _answer(self, request: Request) -> Steps[Tensors]:
         """Advance the stream by one chunk, or free it if the request closes it."""
@@ -221,6 +228,9 @@ class TextEncoderStage:
     def run_batch(self, requests: Sequence[Request]) -> list[Answer]:
         """Encode the prompts of chunks; a prompt that changes is rare, so they are encoded one after another."""
         return [attempt(partial(self.run, request)) for request in requests]
+
+    def engine_seconds(self) -> float:
+        return seconds_of([self._engine])
 
     def run(self, request: Request) -> Tensors:
         """Encode the prompt of the chunk; a closing request is answered with zeros."""

@@ -74,12 +74,15 @@ class StageModel:
 
         self._pb = pb_utils
         self.stage = load_stage(self.name, Path(args["model_repository"]).parent, args["model_version"])
+        # Loading runs engines too, which is no chunk's time.
+        self.stage.engine_seconds()
         self.metrics = Metrics(pb_utils, self.name, getattr(self.stage, "sessions", None))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         started = time.perf_counter()
         answers = [self._respond(answer) for answer in self._run(requests)]
-        self.metrics.collect(len(requests), time.perf_counter() - started)
+        engines = self.stage.engine_seconds()
+        self.metrics.collect(len(requests), time.perf_counter() - started, engines)
         return answers
 
     def finalize(self) -> None:
@@ -139,18 +142,20 @@ class Metrics:
             "evicted": kinds("sana_streams_evicted", "Streams dropped for age or room.", kinds.GAUGE),
             "broken": kinds("sana_streams_broken", "Streams whose engine call failed.", kinds.GAUGE),
             "seconds": kinds("sana_chunk_seconds", "Time of one chunk in this stage.", kinds.HISTOGRAM),
+            "engines": kinds("sana_engine_seconds", "Time of one chunk in this stage's engines.", kinds.HISTOGRAM),
         }
-        seconds = self._families["seconds"]
         self._counts = {name: self._families[name].Metric(labels=labels) for name in ("live", "evicted", "broken")}
-        self._seconds = seconds.Metric(labels=labels, buckets=list(self.BUCKETS))
+        self._times = [
+            self._families[name].Metric(labels=labels, buckets=list(self.BUCKETS)) for name in ("seconds", "engines")
+        ]
         self._sessions, self._published = sessions, dict[str, int]()
-        self._collected, self._closing = deque[float](), Event()
+        self._collected, self._closing = deque[tuple[float, float]](), Event()
         self._thread = Thread(target=self._run, name="metrics", daemon=True)
         self._thread.start()
 
-    def collect(self, chunks: int, seconds: float) -> None:
-        """Note the time of chunks that were answered together."""
-        self._collected.extend([seconds] * chunks)
+    def collect(self, chunks: int, seconds: float, engines: float) -> None:
+        """Note the time of chunks that were answered together, and how long engines were at work on them."""
+        self._collected.extend([(seconds, engines)] * chunks)
 
     def close(self) -> None:
         """Publish what is left, and end the thread."""
@@ -164,7 +169,8 @@ class Metrics:
 
     def _publish(self) -> None:
         while self._collected:
-            self._seconds.observe(self._collected.popleft())
+            for times, seconds in zip(self._times, self._collected.popleft(), strict=True):
+                times.observe(seconds)
         if self._sessions is not None:
             found = {name: getattr(self._sessions, name) for name in self._counts}
             for name in [name for name, count in found.items() if self._published.get(name) != count]:

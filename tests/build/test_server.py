@@ -185,13 +185,29 @@ def test_metrics_count_live_streams_and_chunks_of_each_stage(
     found = metrics(server)
     for stage in ("vae_encoder", "denoiser", "vae_decoder"):
         assert f'sana_streams_live{{stage="{stage}"}} 1' in found
-        assert chunks(found, stage) == chunks(before, stage) + 2
+        assert figure(found, "chunk_seconds_count", stage) == figure(before, "chunk_seconds_count", stage) + 2
+        assert figure(found, "engine_seconds_count", stage) == figure(found, "chunk_seconds_count", stage)
     close(client, 51)
 
 
-def chunks(lines: set[str], stage: str) -> int:
-    name = f'sana_chunk_seconds_count{{stage="{stage}"}} '
-    return next(int(line.removeprefix(name)) for line in lines if line.startswith(name))
+def test_metrics_tell_how_much_of_a_chunk_engines_are_at_work(
+    server: TritonServer, client: InferenceServerClient
+) -> None:
+    before = metrics(server)
+    infer(client, 52, 0)
+    infer(client, 52, 1, end=True)
+    found = metrics(server)
+    for stage in ("vae_encoder", "denoiser", "vae_decoder"):
+        whole, engines = (
+            figure(found, name, stage) - figure(before, name, stage)
+            for name in ("chunk_seconds_sum", "engine_seconds_sum")
+        )
+        assert 0 < engines < whole
+
+
+def figure(lines: set[str], name: str, stage: str) -> float:
+    start = f'sana_{name}{{stage="{stage}"}} '
+    return next(float(line.removeprefix(start)) for line in lines if line.startswith(start))
 
 
 def test_canary_leaves_nothing_behind(server: TritonServer, repository: Path) -> None:

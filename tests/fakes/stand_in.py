@@ -82,6 +82,7 @@ class Card(HostMemory):
     """The memory of the pretended GPU: a download waits until what was launched is done."""
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
         self._gpu = path.open("rb")
         self._left = self._since = 0.0
 

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sana_gpu import graphs
+from sana_runtime.clock import HostClock
 
 Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any]
 
@@ -57,5 +58,5 @@ def record(engines: Iterable[Any], monkeypatch: pytest.MonkeyPatch) -> Recorder:
     monkeypatch.setattr(graphs, "anchor", lambda device: anchor)
     monkeypatch.setattr(torch.cuda, "current_stream", object)
     for engine in engines:
-        monkeypatch.setattr(engine, "_graphs", graphs.Graphs(SimpleNamespace(device="cuda")))  # type: ignore[arg-type]
+        monkeypatch.setattr(engine, "_graphs", graphs.Graphs(SimpleNamespace(device="cuda", clock=HostClock())))  # type: ignore[arg-type]
     return recorder

@@ -8,6 +8,7 @@ import pytest
 from recorded import record
 
 from sana_gpu import graphs
+from sana_runtime.clock import HostClock
 
 
 def test_kernels_are_looked_for_until_a_graph_lacks_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,7 +24,7 @@ def test_kernels_are_looked_for_until_a_graph_lacks_none(monkeypatch: pytest.Mon
 
     record([], monkeypatch)
     monkeypatch.setattr(graphs, "compiled_ahead", compiled_ahead)
-    found = graphs.Graphs(SimpleNamespace(device="cuda"))  # type: ignore[arg-type]
+    found = graphs.Graphs(SimpleNamespace(device="cuda", clock=HostClock()))  # type: ignore[arg-type]
     for key in ran:
         found.get(key, lambda key=key: run(key))  # type: ignore[misc]
     assert ran == {"a": 3, "b": 3, "c": 2}
