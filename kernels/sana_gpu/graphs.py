@@ -53,7 +53,7 @@ class Graphs:
         return partial(self._run, self._captured[key])
 
     def _run(self, function: Function) -> Any:
-        with self._memory.clock.running():
+        with self._memory.working():
             return function()
 
     def _capture(self, function: Function) -> Function:

@@ -25,7 +25,7 @@ class TextEngine(OneByOne):
         """Raises EngineError naming the tensor that is missing, unknown or misshapen."""
         check_feeds(self.inputs, feeds)
         tensors = [self.memory.as_tensor(feeds[spec.name]) for spec in self.inputs]
-        with self.memory.clock.running():
+        with self.memory.working():
             found = self._program(*tensors)
         return dict(zip(("text", "text_mask"), found, strict=True))
 

@@ -110,7 +110,7 @@ class OnnxRuntimeEngine(OneByOne):
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         check_feeds(self.inputs, feeds)
         names = [spec.name for spec in self.outputs]
-        with self.memory.clock.running():
+        with self.memory.working():
             found = self._session.run(names, dict(feeds))
         return dict(zip(names, found, strict=True))
 

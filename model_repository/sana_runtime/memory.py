@@ -6,7 +6,7 @@ What crosses the server's wire is on the host; state stays where its engine comp
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -15,16 +15,27 @@ import numpy as np
 
 from sana_runtime.clock import Clock, CudaClock, HostClock
 from sana_runtime.tensors import TensorSpec, dtype_name
+from sana_runtime.turns import NoTurn, Turn, turn_on
 
 Array = Any
 """A numpy array or a torch tensor: either takes `+`, `*` with a float, and has a dtype and a shape."""
 
 
 class Memory(Protocol):
-    """One kind of memory, and the clock of the device that computes in it."""
+    """One kind of memory; the clock of the device that computes in it, and the turn of what computes there."""
+
+    turn: Turn
 
     @property
     def clock(self) -> Clock: ...
+
+    def working(self) -> AbstractContextManager[None]:
+        """Around what an engine computes: it waits for its turn, and is timed."""
+        ...
+
+    def new_turn(self) -> Turn:
+        """A turn among all processes that compute here, for a stage to put in the place of `turn`."""
+        ...
 
     def upload(self, array: np.ndarray) -> Array:
         """The values of a host array, here."""
@@ -50,7 +61,14 @@ class HostMemory:
     """numpy arrays."""
 
     def __init__(self) -> None:
+        self.turn: Turn = NoTurn()
         self.clock = HostClock()
+
+    def working(self) -> AbstractContextManager[None]:
+        return _working(self)
+
+    def new_turn(self) -> Turn:
+        return NoTurn()
 
     def upload(self, array: np.ndarray) -> np.ndarray:
         return array
@@ -68,6 +86,13 @@ class HostMemory:
         return np.zeros(spec.shape, spec.dtype)
 
 
+@contextmanager
+def _working(memory: Memory) -> Iterator[None]:
+    memory.turn.take()
+    with memory.clock.running():
+        yield
+
+
 def _nothing() -> None:
     """Give back memory that needed no preparation."""
 
@@ -81,7 +106,16 @@ class TorchMemory:
         self.device = device
         self._stream = _stream_of(device) if device.startswith("cuda") else None
         self._pieces = WeakIdKeyDictionary()
+        self.turn: Turn = NoTurn()
         self.clock: Clock = CudaClock() if self._stream else HostClock()
+
+    def working(self) -> AbstractContextManager[None]:
+        return _working(self)
+
+    def new_turn(self) -> Turn:
+        import torch
+
+        return turn_on(str(torch.cuda.get_device_properties(self.device).uuid)) if self._stream else NoTurn()
 
     def upload(self, array: np.ndarray) -> Array:
         """The card reads a shared array in place, so it must not change before a download is done."""

@@ -97,6 +97,9 @@ class StatefulStage(ABC, Generic[S]):
     ) -> None:
         self.engines = engines
         self.memory = next(iter(engines.values())).memory
+        self._turn = self.memory.new_turn()
+        for engine in engines.values():
+            engine.memory.turn = self._turn
         self.geometry: StreamGeometry = manifest.geometry
         self.sessions: SessionTable[S] = SessionTable(manifest.streams, manifest.idle_seconds, clock)
 
@@ -108,8 +111,14 @@ class StatefulStage(ABC, Generic[S]):
         return answer
 
     def run_batch(self, requests: Sequence[Request]) -> list[Answer]:
-        """Answer requests of different streams, whose engine calls run together where they are the same."""
-        return together(self.engines, [self._answer(request) for request in requests])
+        """Answer requests of different streams, whose engine calls run together where they are the same.
+
+        Engines take the stage's turn when they have all they need, and it ends with the answers.
+        """
+        try:
+            return together(self.engines, [self._answer(request) for request in requests])
+        finally:
+            self._turn.give()
 
     def engine_seconds(self) -> float:
         return seconds_of(self.engines.values())

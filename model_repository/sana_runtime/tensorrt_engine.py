@@ -111,7 +111,7 @@ class TensorRTEngine(OneByOne):
             return {spec.name: self._buffers[spec.name].clone() for spec in self.outputs}
 
     def _execute(self) -> None:
-        with self.memory.stream() as stream, self.memory.clock.running():
+        with self.memory.stream() as stream, self.memory.working():
             if not self._context.execute_async_v3(stream):
                 raise EngineError(f"engine {self.path} failed on the GPU: see the server's log")
 

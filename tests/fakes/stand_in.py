@@ -2,10 +2,9 @@
 
 Its engines stand in for those of a GPU. They take and make tensors of the real shapes, in memory that is there already,
 and carry the corners of every frame, inverted, from the first to the last. Told how long the real ones take, they keep
-the one GPU that all of them share busy for so long, in turns.
+the one GPU that all of them share busy for so long, one after another.
 """
 
-import fcntl
 import json
 import time
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from sana_runtime.engine import ENGINES, OneByOne, TensorSpec, check_feeds, desc
 from sana_runtime.geometry import StreamGeometry
 from sana_runtime.manifest import EngineEntry, Manifest, sha256
 from sana_runtime.memory import HostMemory
+from sana_runtime.turns import FileTurn, Turn
 
 BACKEND = "stand_in"
 TOKENS, WIDTH = 300, 2304
@@ -26,9 +26,6 @@ TOKENS, WIDTH = 300, 2304
 
 SLOTS = 3
 """Recent chunks that the released model's window holds."""
-
-TURN = 0.01
-"""Seconds for which one process has the GPU while others wait for it."""
 
 SIDES = "inputs", "outputs"
 STAGES = {
@@ -79,32 +76,21 @@ def specs(geometry: StreamGeometry, ids: int, stage: str, variant: str) -> tuple
 
 
 class Card(HostMemory):
-    """The memory of the pretended GPU: a download waits until what was launched is done."""
+    """The memory of the pretended GPU, on which stages take turns: a download waits until what was launched is done."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self._gpu = path.open("rb")
-        self._left = self._since = 0.0
+        self._path, self._done = path, 0.0
+
+    def new_turn(self) -> Turn:
+        return FileTurn(self._path)
 
     def launch(self, seconds: float) -> None:
-        self._left = self._remaining() + seconds
+        self._done = max(self._done, time.perf_counter()) + seconds
 
     def download(self, array: np.ndarray, into: np.ndarray | None = None) -> np.ndarray:
-        self._left = self._remaining()
-        while self._left > 0:
-            fcntl.flock(self._gpu, fcntl.LOCK_EX)
-            self._since = time.perf_counter()
-            time.sleep(min(TURN, self._left))
-            self._left = self._remaining()
-            fcntl.flock(self._gpu, fcntl.LOCK_UN)
-            # Whoever lets go of a lock and asks for it at once gets it before those who wait.
-            time.sleep(1e-5)
+        time.sleep(max(0.0, self._done - time.perf_counter()))
         return super().download(array, into)
-
-    def _remaining(self) -> float:
-        """Seconds of what was launched that are left, as if it had the GPU since the last time this was asked."""
-        before, self._since = self._since, time.perf_counter()
-        return max(0.0, self._left - (self._since - before))
 
 
 card = cache(Card)
@@ -123,7 +109,8 @@ class StandIn(OneByOne):
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         check_feeds(self.inputs, feeds)
-        self.memory.launch(self._seconds)
+        with self.memory.working():
+            self.memory.launch(self._seconds)
         if "frames" in feeds:
             seen = 255 - corners(feeds["frames"])
             self._made["source"].reshape(-1)[: seen.size] = seen.reshape(-1)

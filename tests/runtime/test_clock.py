@@ -87,7 +87,7 @@ def test_a_stage_counts_engines_that_share_a_clock_once() -> None:
         engine.memory, real = memory, engine.function  # type: ignore[attr-defined, misc]
 
         def function(feeds: object, real: Callable[[object], object] = real) -> object:
-            with memory.clock.running():
+            with memory.working():
                 time.sleep(0.01)
                 return real(feeds)
 
