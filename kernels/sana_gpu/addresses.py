@@ -1,13 +1,59 @@
 """Tensors that a CUDA graph finds by address: it needs no fixed buffers for what a call brings and takes away."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sana_kernels.address_ops import ALIGNMENT, fetch, leave
 from sana_runtime.errors import EngineError
 from sana_runtime.tensors import TensorSpec
+
+LINE = 128
+"""Bytes that memory moves at once: no two parts of a pack share them."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor that lies `offset` bytes behind the start of another, which a call brings."""
+
+    whole: str
+    spec: TensorSpec
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Tensors one behind the other in a tensor of bytes, (1, size): the host has one to look after in place of all."""
+
+    specs: tuple[TensorSpec, ...]
+
+    @property
+    def size(self) -> int:
+        return self._ends()[-1]
+
+    def spec(self, name: str) -> TensorSpec:
+        return TensorSpec(name, "uint8", (1, self.size))
+
+    def parts(self, whole: str) -> Iterable[Part]:
+        """Where they lie in the one of that name."""
+        return (Part(whole, spec, start) for spec, start in zip(self.specs, self._ends(), strict=False))
+
+    def unpacked(self, packed: Tensor) -> dict[str, Tensor]:
+        """Views of them by name."""
+        bytes_of = {part.spec: packed[0, part.offset : part.offset + nbytes(part.spec)] for part in self.parts("")}
+        return {spec.name: x.view(getattr(torch, spec.dtype)).view(spec.shape) for spec, x in bytes_of.items()}
+
+    def _ends(self) -> list[int]:
+        """Where each begins, and the end of the last."""
+        return list(accumulate((-(-nbytes(spec) // LINE) * LINE for spec in self.specs), initial=0))
+
+
+def nbytes(spec: TensorSpec) -> int:
+    return int(np.prod(spec.shape)) * getattr(torch, spec.dtype).itemsize
 
 
 class AddressTable:
@@ -17,10 +63,13 @@ class AddressTable:
     changes in the order of the current stream, so calls that follow each other there may share it.
     """
 
-    def __init__(self, specs: Sequence[TensorSpec], device: str) -> None:
-        self._specs = {spec.name: spec for spec in specs}
-        self._slots = {spec.name: slot for slot, spec in enumerate(specs)}
-        self._table = torch.zeros(len(specs), dtype=torch.int64, device=device)
+    def __init__(self, parts: Mapping[str, Part], device: str) -> None:
+        self._specs = {name: part.spec for name, part in parts.items()}
+        self._slots = {name: slot for slot, name in enumerate(parts)}
+        self._wholes = list(dict.fromkeys(part.whole for part in parts.values()))
+        self._whole_of = np.array([self._wholes.index(part.whole) for part in parts.values()])
+        self._offsets = np.array([part.offset for part in parts.values()])
+        self._table = torch.zeros(len(parts), dtype=torch.int64, device=device)
 
     def fit(self, tensor: Tensor) -> Tensor:
         """The tensor itself if it is on the device, its values lie in order and the kernels take its address."""
@@ -28,11 +77,12 @@ class AddressTable:
         return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
 
     def point(self, tensors: Mapping[str, Tensor]) -> None:
-        """Let every name mean its tensor of `tensors`, which has the spec's type and shape and is one that `fit` made.
+        """Let every whole mean its tensor of `tensors`, which has its type and shape and is one that `fit` made.
 
         They have to live until what is computed from them is on its way.
         """
-        addresses = torch.tensor([tensors[name].data_ptr() for name in self._slots])
+        starts = np.array([tensors[name].data_ptr() for name in self._wholes])
+        addresses = torch.from_numpy(starts[self._whole_of] + self._offsets)
         # From pinned memory, as the host would wait for the GPU otherwise.
         self._table.copy_(addresses.pin_memory() if self._table.is_cuda else addresses, non_blocking=True)
 

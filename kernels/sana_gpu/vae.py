@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sana_gpu.addresses import AddressTable
+from sana_gpu.addresses import AddressTable, Pack, Part
 from sana_gpu.graphs import Graphs
 from sana_gpu.limits import memory_levers
 from sana_gpu.vae_network import Carried, InHand, Tensors, decode, encode
@@ -42,6 +42,7 @@ class Port:
 
 
 PORTS = {"vae_encoder": Port("frames", "source", encode), "vae_decoder": Port("latent", "edited", decode)}
+STATE = "state"
 TIME = {"frames": 1, "source": 2, "latent": 2, "edited": 1}
 """The dimension of a tensor that a stream continues."""
 
@@ -93,8 +94,8 @@ class VAEEngine(PartEngine):
     """A chunk as one graph.
 
     `frames` u8 (1, F, H, W, 3) to `source` f32 (1, C, T, h, w), or `latent` f32 to `edited` u8. State is the last two
-    input frames of each convolution, (1, 2, H', W', C) with the decoder's halo: NAME.in, which the first chunk has
-    none of, and NAME.out. The graph reads and writes the streams' own tensors, so it holds no state.
+    input frames of each convolution, (1, 2, H', W', C) with the decoder's halo, in one tensor of bytes: state.in, which
+    the first chunk has none of, and state.out. The graph reads and writes the streams' own tensors, so it holds none.
     """
 
     def __init__(
@@ -105,12 +106,11 @@ class VAEEngine(PartEngine):
         self.memory, self._port, self._weights, self._config = memory, port, weights, config
         carried = InHand({name: x[0] for name, x in state.items()})
         made = list(port.walk(outline(weights), config, given, carried))
-        written = [spec(name + OUT, x[None]) for name, x in carried.written.items()]
-        self.inputs = (spec(port.given, given), *(spec(name + IN, x) for name, x in state.items()))
-        self.outputs = (spec(port.made, torch.cat(made, TIME[port.made])), *written)
+        self.pack = Pack(tuple(spec(name, x[None]) for name, x in carried.written.items()))
+        self.inputs = (spec(port.given, given), *([self.pack.spec(STATE + IN)] if state else []))
+        self.outputs = (spec(port.made, torch.cat(made, TIME[port.made])), self.pack.spec(STATE + OUT))
         self._pieces = [(place, memory.mark()) for place in places(made, TIME[port.made])]
-        pieces = [spec(self._name(index), piece) for index, piece in enumerate(made)]
-        self._table = AddressTable((*self.inputs, *pieces, *written), memory.device)
+        self._table = AddressTable(self._parts(made), memory.device)
         self._carried = ByAddress(self._table, at_start=not state)
         self._graphs = Graphs(memory)
 
@@ -121,12 +121,20 @@ class VAEEngine(PartEngine):
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         given = {name: self._table.fit(self.memory.as_tensor(array)) for name, array in feeds.items()}
         made = {spec.name: self.memory.empty(spec) for spec in self.outputs}
-        whole = made[self._port.made]
-        pieces = {self._name(index): whole[place] for index, (place, _) in enumerate(self._pieces)}
-        self._table.point({**given, **made, **pieces})
+        self._table.point({**given, **made})
         self._graphs.get("chunk", self._compute)()
-        self.memory.note_pieces(whole, self._pieces)
+        self.memory.note_pieces(made[self._port.made], self._pieces)
         return made
+
+    def _parts(self, pieces: Sequence[Tensor]) -> dict[str, Part]:
+        """All that the graph reads and writes; pieces of what is made lie in it one behind the other."""
+        given, made = self.inputs[0], self._port.made
+        parts = {given.name: Part(given.name, given)}
+        starts = accumulate((piece.nbytes for piece in pieces), initial=0)
+        for index, (piece, start) in enumerate(zip(pieces, starts, strict=False)):
+            parts[self._name(index)] = Part(made, spec(self._name(index), piece), start)
+        carried = [IN, OUT] if len(self.inputs) > 1 else [OUT]
+        return parts | {part.spec.name + end: part for end in carried for part in self.pack.parts(STATE + end)}
 
     def _name(self, index: int) -> str:
         """Of a piece of what is made, in the table."""
