@@ -52,6 +52,12 @@ class Pack:
         return list(accumulate((-(-nbytes(spec) // LINE) * LINE for spec in self.specs), initial=0))
 
 
+def fit(tensor: Tensor, device: str) -> Tensor:
+    """The tensor itself if it is on the device, its values lie in order and the kernels take its address."""
+    tensor = tensor.to(device).contiguous()
+    return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
+
+
 def nbytes(spec: TensorSpec) -> int:
     return int(np.prod(spec.shape)) * getattr(torch, spec.dtype).itemsize
 
@@ -70,11 +76,6 @@ class AddressTable:
         self._whole_of = np.array([self._wholes.index(part.whole) for part in parts.values()])
         self._offsets = np.array([part.offset for part in parts.values()])
         self._table = torch.zeros(len(parts), dtype=torch.int64, device=device)
-
-    def fit(self, tensor: Tensor) -> Tensor:
-        """The tensor itself if it is on the device, its values lie in order and the kernels take its address."""
-        tensor = tensor.to(self._table.device).contiguous()
-        return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
 
     def point(self, tensors: Mapping[str, Tensor]) -> None:
         """Let every whole mean its tensor of `tensors`, which has its type and shape and is one that `fit` made.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sana_gpu.addresses import fit
 from sana_gpu.denoiser_buffers import Buffers, Room
 from sana_gpu.denoiser_layout import Layout
 from sana_gpu.denoiser_prompt import PromptEngine, keys_used
@@ -20,7 +21,6 @@ from sana_runtime.engine import check_feeds
 from sana_runtime.errors import ConfigError, SequenceError
 from sana_runtime.memory import Array, TorchMemory
 from sana_runtime.schedule import streaming_schedule
-from sana_runtime.state import OUT
 
 MOST_STREAMS = 8
 
@@ -28,9 +28,9 @@ MOST_STREAMS = 8
 class ChunkEngine:
     """All passes of one kind of chunk, from noise to the finished latent and the state behind it.
 
-    Reads `noise` and `source` f32 (1, C, T, h, w), the prompt's outputs, and for a steady chunk frame_start int64 (1,),
-    recent_valid f32 (1, slots), 1.0 where a slot holds a chunk, newest last, and NAME.in. Returns `latent` and
-    NAME.out.
+    Reads `noise` and `source` f32 (1, C, T, h, w), the `prompt`, and for a steady chunk frame_start int64 (1,),
+    recent_valid f32 (1, slots), 1.0 where a slot holds a chunk, newest last, and state.in, sink.in and recent.in.
+    Returns `latent`, state.out, and sink.out or recent.out. What is carried are tensors of bytes (`Layout.packs`).
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class ChunkEngine:
         self.inputs, self.outputs = layout.chunk_inputs(steady), layout.chunk_outputs(steady)
         self._tensors = [spec.name for spec in self.inputs if spec.name not in ("frame_start", "recent_valid")]
         self._steady, self._room = steady, room
-        self.buffers = Buffers(layout, self.inputs, steady, room)
+        self.buffers = Buffers(layout, self.inputs, self.outputs, steady, room)
         self._graphs = Graphs(memory)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -82,19 +82,23 @@ class ChunkEngine:
 
     def _run(self, feeds: Sequence[Mapping[str, Array]], recent: int) -> list[dict[str, Array]]:
         count = len(feeds)
-        replay = self._graphs.get((count, recent), partial(self._compute, count, recent))
         starts = [int(one["frame_start"][0]) for one in feeds] if self._steady else []
-        placed = [{name: self.memory.as_tensor(one[name]) for name in self._tensors} for one in feeds]
-        self.buffers.load(placed, recent, starts)
-        made = replay()
-        return [self.buffers.results(index, one, made, recent) for index, one in enumerate(placed)]
+        given = [{name: self._fit(one[name]) for name in self._tensors} for one in feeds]
+        made = [{spec.name: self.memory.empty(spec) for spec in self.outputs} for _ in feeds]
+        self.buffers.point(given, made, starts)
+        self._graphs.get((count, recent), partial(self._compute, count, recent))()
+        self.buffers.keep(given)
+        return made
 
-    def _compute(self, count: int, recent: int) -> dict[str, Tensor]:
-        """The chunk of the first `count` streams in the buffers, by the names of the outputs."""
+    def _fit(self, array: Array) -> Tensor:
+        return fit(self.memory.as_tensor(array), self.memory.device)
+
+    def _compute(self, count: int, recent: int) -> None:
+        """The chunk of the first `count` streams that the buffers point to, as it is recorded."""
+        self.buffers.bring(count, recent)
         noise, source = (self.buffers.tensor(name, count) for name in ("noise", "source"))
         latent, state = self.dit.chunk(noise, source, self.buffers.pasts(count, recent), self.scene(count))
-        places = self.buffers.update(state, count)
-        return {"latent": latent} | {name + OUT: tensor for name, tensor in places.items()}
+        self.buffers.take(latent, state, count, recent)
 
     def scene(self, count: int) -> Scene:
         """Angles and prompts of the first `count` streams in the buffers."""

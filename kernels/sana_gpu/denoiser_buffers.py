@@ -1,19 +1,21 @@
-"""Tensors that a chunk's graph reads and writes, at fixed places, and what goes in and out of them per stream."""
+"""Tensors that a chunk's graph computes in, at fixed places, and what goes in and out of them per stream."""
 
 import weakref
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from sana_gpu.addresses import Pack
 from sana_gpu.denoiser_layout import Layout
 from sana_gpu.dit_blocks import Past
+from sana_kernels.address_ops import Move, move, rows_of
 from sana_runtime.state import IN, OUT
 from sana_runtime.tensors import TensorSpec
 
-LASTING = (".sink_", ".text_")
-"""State that is the same tensor in every chunk of a stream."""
+LASTING = {"prompt", "sink" + IN}
+"""What is the same tensor in every chunk of a stream."""
 
 Tensors = dict[str, Tensor]
 Pair = tuple[Tensor, Tensor]
@@ -24,8 +26,7 @@ def copy(pairs: Sequence[Pair]) -> None:
     """All copies of one type at once: a launch for each would take longer than the copies."""
     groups: defaultdict[torch.dtype, list[Pair]] = defaultdict(list)
     for target, source in pairs:
-        if target.numel():
-            groups[target.dtype].append((target, source))
+        groups[target.dtype].append((target, source))
     for group in groups.values():
         targets, sources = zip(*group, strict=True)
         torch._foreach_copy_(targets, sources)
@@ -40,27 +41,24 @@ class Room:
 
     def __init__(self, layout: Layout, streams: int, device: str) -> None:
         self.streams, self.device = streams, device
-        self.tensors = {spec.name: self.zeros(spec.dtype, *spec.shape[1:]) for spec in layout.prompt()}
-        self.tensors |= {spec.name + IN: self.zeros(spec.dtype, *spec.shape[1:]) for spec in layout.state()}
+        held = [*layout.packs["prompt"].specs, *layout.packs["state"].specs]
+        self.tensors = {spec.name: self.zeros(spec.dtype, *spec.shape[1:]) for spec in held}
         rows = layout.sink + layout.window * layout.chunk
-        blocks = [f"block{block:02d}" for block, gdn in enumerate(layout.gdn) if not gdn]
-        self.windows = {
-            f"{block}.{kind}": self.zeros(layout.dtype, rows, layout.hidden) for block in blocks for kind in "kv"
-        }
+        self.windows = {spec.name: self.zeros(spec.dtype, rows, layout.hidden) for spec in layout.packs["sink"].specs}
         self._lying: dict[tuple[str, int], weakref.ref[Tensor]] = {}
 
     def zeros(self, dtype: str, *shape: int) -> Tensor:
         """A tensor (streams, *shape)."""
         return torch.zeros(self.streams, *shape, dtype=getattr(torch, dtype), device=self.device)
 
-    def lies(self, place: tuple[str, int], tensor: Tensor) -> bool:
+    def lies(self, name: str, index: int, tensor: Tensor) -> bool:
         """Whether this tensor, which nobody changes, was the last to be put there."""
-        before = self._lying.get(place)
-        return any(part in place[0] for part in LASTING) and before is not None and before() is tensor
+        before = self._lying.get((name, index))
+        return before is not None and before() is tensor
 
-    def put(self, places: Mapping[tuple[str, int], Tensor]) -> None:
-        """Remember what was put where."""
-        self._lying |= {place: weakref.ref(tensor) for place, tensor in places.items()}
+    def put(self, name: str, index: int, tensor: Tensor) -> None:
+        """Remember what lies there."""
+        self._lying[name, index] = weakref.ref(tensor)
 
     def forget(self) -> None:
         """Something else may lie there by now."""
@@ -68,14 +66,25 @@ class Room:
 
 
 class Buffers:
-    """One kind of chunk in the room that both kinds share."""
+    """One kind of chunk in the room that both kinds share.
 
-    def __init__(self, layout: Layout, inputs: Sequence[TensorSpec], steady: bool, room: Room) -> None:
+    A graph moves what streams bring into the room, and what they take away out of it. It finds their tensors in a table
+    of addresses, which changes from call to call.
+    """
+
+    def __init__(
+        self, layout: Layout, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], steady: bool, room: Room
+    ) -> None:
         self._layout, self._steady, self._room = layout, steady, room
-        own = [spec for spec in inputs if spec.name in ("noise", "source")]
-        self._tensors = {spec.name: room.zeros(spec.dtype, *spec.shape[1:]) for spec in own}
-        self._tensors["frame_start"] = room.zeros("int64")
-        self._tensors |= {spec.name: room.tensors[spec.name] for spec in inputs if spec.name in room.tensors}
+        own = [spec for spec in (*inputs, *outputs) if spec.name in ("noise", "source", "latent")]
+        self._tensors = {spec.name: room.zeros(spec.dtype, *spec.shape[1:]) for spec in own} | room.tensors
+        names = [spec.name for spec in (*inputs, *outputs) if spec.name not in ("frame_start", "recent_valid")]
+        slots = [(name, index) for index in range(room.streams) for name in names]
+        # Slot 0 is for places that never change; behind the streams' tensors are the frames that they start at.
+        self._slots = {slot: number for number, slot in enumerate(slots, 1)}
+        self._table = torch.zeros(1 + len(slots) + room.streams, dtype=torch.int64, device=room.device)
+        self._tensors["frame_start"] = self._table[1 + len(slots) :]
+        self._moves: dict[tuple[bool, int, int], tuple[Tensor, bool]] = {}
 
     def tensor(self, name: str, count: int) -> Tensor:
         """What the first `count` streams have as their input `name`."""
@@ -87,7 +96,8 @@ class Buffers:
 
     def _past(self, block: str, count: int, recent: int) -> Past:
         names = {f"text_{kind}": f"{block}.text_{kind}" for kind in "kv"}
-        names |= {"tail": f"{block}.tconv{IN}", "state_kv": f"{block}.state_kv{IN}", "state_z": f"{block}.state_z{IN}"}
+        if self._steady:
+            names |= {"tail": f"{block}.tconv", "state_kv": f"{block}.state_kv", "state_z": f"{block}.state_z"}
         found = {field: self._tensors[name][:count] for field, name in names.items() if name in self._tensors}
         windows = [window[:count] for name, window in self._room.windows.items() if name.startswith(block)]
         return Past(**found, **dict(zip(("keys", "values"), windows, strict=False)), start=self._own(recent).start)
@@ -98,59 +108,88 @@ class Buffers:
         start = layout.sink + recent * layout.chunk if self._steady else 0
         return slice(start, start + (layout.chunk if self._steady else layout.sink))
 
-    def update(self, state: Mapping[str, Tensor], count: int) -> Tensors:
-        """Put the `state` that the first `count` streams are left with in the place of what they carried."""
-        places = {name: self._room.tensors[name + IN][:count] for name in state}
-        copy([(place, state[name]) for name, place in places.items()])
-        return places
+    def point(
+        self, given: Sequence[Mapping[str, Tensor]], made: Sequence[Mapping[str, Tensor]], starts: Sequence[int]
+    ) -> None:
+        """Let the graph find what streams are `given` and what is `made` for them, and the frames they start at.
 
-    def load(self, feeds: Sequence[Mapping[str, Tensor]], recent: int, starts: Sequence[int]) -> None:
-        """Put what the streams are fed to its places, and the frames they start at.
-
-        A prompt or a sink that lies there already stays.
+        A prompt or a sink that lies in its place already stays there.
         """
         if not self._steady:
             # The keys of these chunks come to where the sink of another stream lies.
             self._room.forget()
-        for index, start in enumerate(starts):
-            # A kernel that fills, as a copy from the host would wait for the GPU.
-            self._tensors["frame_start"][index].fill_(start)
-        places = {(name, index): tensor for index, one in enumerate(feeds) for name, tensor in one.items()}
-        moving = {place: tensor for place, tensor in places.items() if not self._room.lies(place, tensor)}
-        copy([pair for (name, index), tensor in moving.items() for pair in self._places(name, tensor, index, recent)])
-        self._room.put(moving)
+        table = [0] * len(self._table)
+        for index, (feeds, results) in enumerate(zip(given, made, strict=True)):
+            for name, tensor in (*feeds.items(), *results.items()):
+                if not self._room.lies(name, index, tensor):
+                    table[self._slots[name, index]] = tensor.data_ptr()
+        first = len(table) - self._room.streams
+        table[first : first + len(starts)] = starts
+        addresses = torch.tensor(table)
+        # From pinned memory, as the host would wait for the GPU otherwise.
+        self._table.copy_(addresses.pin_memory() if self._table.is_cuda else addresses, non_blocking=True)
 
-    def _places(self, name: str, tensor: Tensor, index: int, recent: int) -> list[Pair]:
-        """Where a feed goes; of recent chunks only those that there are."""
-        if name in self._tensors:
-            return [(self._tensors[name][index], tensor[0])]
-        block, slot = name.removesuffix(IN).split(".")
-        part, kind = slot.split("_")
-        rows = self._room.windows[f"{block}.{kind}"][index]
-        sink, valid = self._layout.sink, recent * self._layout.chunk
-        if part == "sink":
-            return [(self._heads(rows[:sink]), tensor[0])]
-        return [(self._heads(rows[sink : sink + valid]), tensor[0][:, tensor.shape[2] - valid :])]
+    def keep(self, given: Sequence[Mapping[str, Tensor]]) -> None:
+        """Remember what a graph that has run has brought to its place and nothing but another call changes."""
+        for index, feeds in enumerate(given):
+            for name in feeds.keys() & LASTING:
+                self._room.put(name, index, feeds[name])
 
-    def results(self, index: int, feeds: Mapping[str, Tensor], made: Mapping[str, Tensor], recent: int) -> Tensors:
-        """Copies of what one stream has `made` (B, ...), and the keys and values that it has from now on.
+    def bring(self, count: int, recent: int) -> None:
+        """Move what the first `count` streams are given to its places; of recent chunks only those that there are."""
+        self._move(count, recent, there=True)
+
+    def take(self, latent: Tensor, state: Mapping[str, Tensor], count: int, recent: int) -> None:
+        """Put `state` in the place of what the streams carried, and move it to where they take it away.
 
         Recent slots lose their oldest chunk and get this one as their last.
         """
-        found = {name: tensor[index : index + 1] for name, tensor in made.items()}
-        pairs = [(torch.empty_like(tensor), tensor) for tensor in found.values()]
-        results = dict(zip(found, (target for target, _ in pairs), strict=True))
-        for place, window in self._room.windows.items():
-            name = place.replace(".", ".recent_" if self._steady else ".sink_")
-            own = self._heads(window[index, self._own(recent)])[None]
-            older = feeds[name + IN][:, :, self._layout.chunk :] if self._steady else own[:, :, :0]
-            # Token-major like the window, so that the copies back into it are straight ones.
-            rows = own.new_empty(1, older.shape[2] + own.shape[2], self._layout.hidden)
-            results[name + OUT] = self._heads(rows[0])[None]
-            pairs += zip(results[name + OUT].split([older.shape[2], own.shape[2]], dim=2), (older, own), strict=True)
-        copy(pairs)
-        return results
+        copy([(self._tensors[name][:count], tensor) for name, tensor in {"latent": latent, **state}.items()])
+        self._move(count, recent, there=False)
 
-    def _heads(self, rows: Tensor) -> Tensor:
-        """(N, C) as (h, N, d)."""
-        return rows.unflatten(-1, (self._layout.heads, -1)).transpose(0, 1)
+    def _move(self, count: int, recent: int, there: bool) -> None:
+        key = there, count, recent
+        if key not in self._moves:
+            moves = self._given if there else self._made
+            rows, aligned = rows_of(row for index in range(count) for row in moves(index, recent))
+            self._moves[key] = torch.tensor(rows, device=self._room.device), aligned
+        move(self._table, *self._moves[key])
+
+    def _given(self, index: int, recent: int) -> Iterator[Move]:
+        layout, packs = self._layout, self._layout.packs
+        for name in ("noise", "source"):
+            yield self._into(name, index, 0, self._tensors[name][index])
+        yield from self._parts("prompt", packs["prompt"], index)
+        if not self._steady:
+            return
+        yield from self._parts("state" + IN, packs["state"], index)
+        for part in packs["sink"].parts(""):
+            rows = self._room.windows[part.spec.name][index, : layout.sink]
+            yield self._into("sink" + IN, index, part.offset, rows)
+        for part in packs["recent"].parts(""):
+            rows = self._room.windows[part.spec.name][index, layout.sink : layout.sink + recent * layout.chunk]
+            older = (layout.slots - recent) * layout.chunk * rows.stride(0) * rows.itemsize
+            yield self._into("recent" + IN, index, part.offset + older, rows)
+
+    def _made(self, index: int, recent: int) -> Iterator[Move]:
+        yield self._from(self._tensors["latent"][index], "latent", index, 0)
+        for part in self._layout.packs["state"].parts(""):
+            yield self._from(self._tensors[part.spec.name][index], "state" + OUT, index, part.offset)
+        name = "recent" if self._steady else "sink"
+        for part in self._layout.packs[name].parts(""):
+            own = self._room.windows[part.spec.name][index, self._own(recent)]
+            kept = (self._layout.slots - 1) * own.nbytes if self._steady else 0
+            if kept:
+                older = self._slots["recent" + IN, index], part.offset + own.nbytes
+                yield *older, self._slots["recent" + OUT, index], part.offset, kept
+            yield self._from(own, name + OUT, index, part.offset + kept)
+
+    def _parts(self, name: str, pack: Pack, index: int) -> Iterator[Move]:
+        for part in pack.parts(name):
+            yield self._into(name, index, part.offset, self._tensors[part.spec.name][index])
+
+    def _into(self, name: str, index: int, offset: int, place: Tensor) -> Move:
+        return self._slots[name, index], offset, 0, place.data_ptr(), place.nbytes
+
+    def _from(self, place: Tensor, name: str, index: int, offset: int) -> Move:
+        return 0, place.data_ptr(), self._slots[name, index], offset, place.nbytes

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from sana_gpu.addresses import Pack
 from sana_runtime.geometry import StreamGeometry
 from sana_runtime.state import IN, OUT
 from sana_runtime.tensors import TensorSpec
@@ -66,43 +68,54 @@ class Layout:
         """Recent chunks that a chunk sees beside the first."""
         return self.window - 1
 
-    def prompt(self) -> Iterator[TensorSpec]:
-        """What a prompt becomes."""
+    @cached_property
+    def packs(self) -> Mapping[str, Pack]:
+        """What lies together: what a prompt becomes, and what a stream carries.
+
+        That is the `state` of all blocks that is new with every chunk, and for softmax blocks the keys and values of
+        the `sink`, the first chunk, and of `recent` ones.
+        """
+        parts = {
+            "prompt": self._prompt(),
+            "state": self._state(),
+            "sink": self._window(self.sink),
+            "recent": self._window(self.slots * self.chunk),
+        }
+        return {name: Pack(tuple(specs)) for name, specs in parts.items()}
+
+    def _prompt(self) -> Iterator[TensorSpec]:
         tokens = self.text[0]
         for block in range(len(self.gdn)):
             for kind in "kv":
                 yield TensorSpec(f"block{block:02d}.text_{kind}", self.dtype, (1, self.heads, tokens, self.head))
         yield TensorSpec("text_bias", "float32", (1, 1, 1, tokens))
 
-    def state(self, *slots: str) -> Iterator[TensorSpec]:
-        """What blocks carry from chunk to chunk; of the window, the named slots, "sink" and "recent"."""
-        tokens = {"sink": self.sink, "recent": self.slots * self.chunk}
+    def _state(self) -> Iterator[TensorSpec]:
         for block, gdn in enumerate(self.gdn):
             name = f"block{block:02d}"
             if gdn:
                 yield TensorSpec(f"{name}.state_kv", "float32", (1, self.heads, self.head, self.head))
                 yield TensorSpec(f"{name}.state_z", "float32", (1, self.heads, self.head))
-            else:
-                for slot in slots:
-                    for kind in "kv":
-                        shape = (1, self.heads, tokens[slot], self.head)
-                        yield TensorSpec(f"{name}.{slot}_{kind}", self.dtype, shape)
             yield TensorSpec(f"{name}.tconv", self.dtype, (1, self.frame, self.hidden))
+
+    def _window(self, tokens: int) -> Iterator[TensorSpec]:
+        for block in (block for block, gdn in enumerate(self.gdn) if not gdn):
+            for kind in "kv":
+                yield TensorSpec(f"block{block:02d}.{kind}", self.dtype, (1, tokens, self.hidden))
 
     def chunk_inputs(self, steady: bool) -> tuple[TensorSpec, ...]:
         """Of the engine of a first or of a later chunk."""
         latents = [TensorSpec(name, "float32", self._latent(name, steady)) for name in ("noise", "source")]
+        prompt = self.packs["prompt"].spec("prompt")
         if not steady:
-            return *latents, *self.prompt()
+            return *latents, prompt
         position = TensorSpec("frame_start", "int64", (1,)), TensorSpec("recent_valid", "float32", (1, self.slots))
-        state = (TensorSpec(spec.name + IN, spec.dtype, spec.shape) for spec in self.state("sink", "recent"))
-        return *latents, *position, *self.prompt(), *state
+        return *latents, *position, prompt, *(self.packs[name].spec(name + IN) for name in ("state", "sink", "recent"))
 
     def chunk_outputs(self, steady: bool) -> tuple[TensorSpec, ...]:
         """The same engine's outputs; the first chunk of the window never changes, so later ones do not return it."""
-        state = self.state("recent" if steady else "sink")
-        written = (TensorSpec(spec.name + OUT, spec.dtype, spec.shape) for spec in state)
-        return TensorSpec("latent", "float32", self._latent("noise", steady)), *written
+        latent = TensorSpec("latent", "float32", self._latent("noise", steady))
+        return latent, *(self.packs[name].spec(name + OUT) for name in ("state", "recent" if steady else "sink"))
 
     def _latent(self, name: str, steady: bool) -> tuple[int, ...]:
         geometry = self.geometry

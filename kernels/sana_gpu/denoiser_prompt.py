@@ -26,7 +26,7 @@ def keys_used(bias: Tensor) -> Tensor:
 
 
 class PromptEngine(OneByOne):
-    """`text` f32 (1, L, D) and `text_mask` f32 (1, L) to blockNN.text_k, blockNN.text_v (1, h, L, d) and text_bias.
+    """`text` f32 (1, L, D) and `text_mask` f32 (1, L) to `prompt` u8 (1, size): keys and values of all blocks, a bias.
 
     The weight of the queries' norm is in the keys, which every query meets and which are computed once.
     """
@@ -38,7 +38,8 @@ class PromptEngine(OneByOne):
             TensorSpec("text", "float32", (1, tokens, width)),
             TensorSpec("text_mask", "float32", (1, tokens)),
         )
-        self.outputs = tuple(layout.prompt())
+        self._pack = layout.packs["prompt"]
+        self.outputs = (self._pack.spec("prompt"),)
         self._fc1, self._fc2 = (Linear.load(weights, f"y_embedder.{name}") for name in ("fc1", "fc2"))
         blocks = [f"blocks.{i}.cross_attn." for i in range(len(layout.gdn))]
         self._products = [Linear.load(weights, path + "kv_linear") for path in blocks]
@@ -51,11 +52,14 @@ class PromptEngine(OneByOne):
         check_feeds(self.inputs, feeds)
         with self.memory.stream():
             text, mask = (self.memory.as_tensor(feeds[spec.name]) for spec in self.inputs)
+            prompt = self.memory.empty(self.outputs[0])
+            parts = self._pack.unpacked(prompt)
             y = self._embedded(text)
-            outputs = {}
             for i in range(len(self._products)):
-                outputs[f"block{i:02d}.text_k"], outputs[f"block{i:02d}.text_v"] = self._block(i, y)
-            return outputs | {"text_bias": ((1 - mask) * PADDING_BIAS)[:, None, None]}
+                for kind, values in zip("kv", self._block(i, y), strict=True):
+                    parts[f"block{i:02d}.text_{kind}"].copy_(values)
+            parts["text_bias"].copy_(((1 - mask) * PADDING_BIAS)[:, None, None])
+            return {"prompt": prompt}
 
     def warm(self) -> None:
         """Load what the first prompt would wait for."""
@@ -74,4 +78,4 @@ class PromptEngine(OneByOne):
         return self._heads(k), self._heads(v)
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self._layout.heads, -1)).transpose(1, 2).contiguous()
+        return x.unflatten(-1, (self._layout.heads, -1)).transpose(1, 2)

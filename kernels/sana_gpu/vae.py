@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sana_gpu.addresses import AddressTable, Pack, Part
+from sana_gpu.addresses import AddressTable, Pack, Part, fit
 from sana_gpu.graphs import Graphs
 from sana_gpu.limits import memory_levers
 from sana_gpu.vae_network import Carried, InHand, Tensors, decode, encode
@@ -119,7 +119,7 @@ class VAEEngine(PartEngine):
         self.run({spec.name: self.memory.zeros(spec) for spec in self.inputs})
 
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        given = {name: self._table.fit(self.memory.as_tensor(array)) for name, array in feeds.items()}
+        given = {name: fit(self.memory.as_tensor(array), self.memory.device) for name, array in feeds.items()}
         made = {spec.name: self.memory.empty(spec) for spec in self.outputs}
         self._table.point({**given, **made})
         self._graphs.get("chunk", self._compute)()

@@ -27,7 +27,8 @@ UP = Fill("up", 24, 176, 320, 128, 2, 1, True, True, True, 2, 2, 2, 0, 256, 1)
 POINTERS = {
     "buffer_ptr": "*bf16", "kept_ptr": "*bf16", "y_ptr": "*bf16", "skip_ptr": "*bf16", "bias_ptr": "*fp32",
     "m_ptr": "*fp16", "v_ptr": "*fp16", "u_ptr": "*fp16", "w_ptr": "*fp16", "x_ptr": "*bf16", "frames_ptr": "*u8",
-    "first": "i32", "into_ptr": "*bf16", "from_ptr": "*bf16", "table_ptr": "*i64", "slot": "i32", "size": "i32",
+    "first": "i32", "into_ptr": "*bf16", "from_ptr": "*bf16", "table_ptr": "*i64", "moves_ptr": "*i64", "slot": "i32",
+    "size": "i32",
 }  # fmt: skip
 
 
@@ -60,6 +61,7 @@ def compiled(sm: int) -> dict[str, int]:
         "mirror": shared(mirror, sm, {"p": SUM, "PIXELS": SUM.block}, WARPS),
         "fetch": shared(by_address.fetch, sm, {"BLOCK": address_ops.BLOCK}, address_ops.WARPS),
         "leave": shared(by_address.leave, sm, {"BLOCK": address_ops.BLOCK}, address_ops.WARPS),
+        "move": shared(by_address.move, sm, {"BLOCK": address_ops.PIECE // 2, "ALIGNED": True}, 2 * address_ops.WARPS),
         "pixels": shared(pixels, sm, {"p": Patches(24, 176, 320, 4), "BLOCK": 2048}, WARPS),
     }
 

@@ -1,10 +1,12 @@
 """Copies by address: the Triton kernels and what a CPU does, on ragged sizes, and what is refused."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
-from sana_kernels.address_ops import BLOCK, fetch, leave, run_move
+from sana_kernels.address_ops import BLOCK, Move, fetch, leave, move, rows_of, run_move, run_moves
 from sana_kernels.errors import KernelError
 
 SIZES = {"one": (1,), "ragged": (3, 5, 7), "two programs and a bit": (2 * BLOCK + 3,)}
@@ -54,3 +56,50 @@ def test_refusals() -> None:
         fetch(values, torch.zeros(1, dtype=torch.int64), 1)
     with pytest.raises(KernelError, match=r"fetch: no slot 0 in a table of torch.int32 \(1,\)"):
         fetch(values, torch.zeros(1, dtype=torch.int32), 0)
+
+
+def moved(device: torch.device, offset: int) -> tuple[Tensor, list[Move], Tensor, Tensor, Tensor, Tensor]:
+    """A table, moves between two tensors that come and one that stays, and these: 112 and 70000 bytes and none."""
+    generator = torch.Generator().manual_seed(0)
+    given, stays, taken = (
+        torch.randint(0, 100, (80000,), dtype=torch.uint8, generator=generator).to(device) for _ in range(3)
+    )
+    addresses = torch.tensor([0, given.data_ptr(), taken.data_ptr(), 0], device=device)
+    moves: list[Move] = [
+        (1, 32, 0, stays.data_ptr() + 64 + offset, 112),
+        (0, given.data_ptr() + 1024, 2, 2048 + offset, 70000),
+        (3, 16, 0, stays.data_ptr(), 16),
+        (1, 0, 3, 16, 16),
+    ]
+    return addresses, moves, given, stays, taken, stays.clone()
+
+
+@pytest.mark.parametrize("offset", [0, 2])
+@pytest.mark.parametrize("run", [run_moves, move])
+def test_moves_go_to_their_places_and_those_of_empty_slots_nowhere(
+    run: Callable[..., None], offset: int, device: torch.device
+) -> None:
+    if run is move:
+        device = torch.device("cpu")
+    addresses, moves, given, stays, taken, before = moved(device, offset)
+    untouched = taken.clone()
+    rows, aligned = rows_of(moves)
+    assert (len(rows), aligned) == (6, offset == 0)
+    run(addresses, torch.tensor(rows, device=device), aligned)
+    start = 64 + offset
+    assert torch.equal(stays[start : start + 112], given[32:144])
+    assert torch.equal(stays[:start], before[:start])
+    assert torch.equal(stays[start + 112 :], before[start + 112 :])
+    start = 2048 + offset
+    assert torch.equal(taken[start : start + 70000], given[1024:71024])
+    assert torch.equal(taken[:start], untouched[:start])
+    assert torch.equal(taken[start + 70000 :], untouched[start + 70000 :])
+
+
+def test_moves_that_cannot_be_meant() -> None:
+    with pytest.raises(KernelError, match="move: 3 bytes, expected an even number"):
+        rows_of([(0, 0, 0, 0, 3)])
+    with pytest.raises(KernelError, match=r"move: table is torch.int32 \(1,\), expected int64"):
+        move(torch.zeros(1, dtype=torch.int32), torch.zeros(1, 5, dtype=torch.int64), True)
+    with pytest.raises(KernelError, match="move: 4 fields in a row, expected 5"):
+        move(torch.zeros(1, dtype=torch.int64), torch.zeros(1, 4, dtype=torch.int64), True)

@@ -41,7 +41,7 @@ def test_kernels_that_are_compiled_ahead_do_not_run_and_say_what_is_wrong_with_t
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     found = printed("compile_together.py")
-    names = "leave", "fill", "mirror", "pixels", "fold", "fold_weights", "product", "residual_norm"
+    names = "leave", "move", "fill", "mirror", "pixels", "fold", "fold_weights", "product", "residual_norm"
     assert set(found["compiled"]) == set(found["missing"]) == set(names)
     assert all(size > 0 for size in found["compiled"].values())
     assert found["untouched"]

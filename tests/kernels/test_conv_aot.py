@@ -13,6 +13,7 @@ def test_the_kernels_compile_for(sm: int) -> None:
     shared = printed("compile_convolutions.py", sm, sources=("kernels", "model_repository"))
     assert set(shared) == {
         "product", "fold", "fold_weights", "unfold", "sum", "down", "up", "mirror", "pixels", "fetch", "leave",
+        "move",
     }  # fmt: skip
     assert all(size <= SHARED_LIMITS[sm] for size in shared.values())
 
