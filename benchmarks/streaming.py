@@ -23,9 +23,8 @@ LIVE_IN_FLIGHT = 3
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per steady chunk: from sending to the answer, between answers (medians), and of every stage (means).
-
-    `mean` is from sending to the answer too, to be compared with what stages take.
+    """Seconds per steady chunk: from sending to the answer, median and mean, and means between answers, which may come
+    in pairs, and of every stage.
     """
 
     latency: float
@@ -72,7 +71,9 @@ async def stream(
             latencies.append(answer.seconds)
         after = stage_times(await session.statistics(), session.info.stages)
     stages = {name: per_chunk(found) for name, found in between(before, after).items()}
-    interval = float(median(np.diff(arrivals)[skipped:]))
+    # Behind the last of these less is under way than before the first, so its answers come sooner.
+    steady = arrivals[skipped : len(arrivals) - in_flight + 1]
+    interval = (steady[-1] - steady[0]) / (len(steady) - 1)
     return Timing(median(latencies[skipped:]), fmean(latencies[skipped:]), interval, stages), seen
 
 
