@@ -20,7 +20,8 @@ from rich.table import Table
 ROOT = Path(__file__).parents[1]
 TESTS = [
     *(f"tests/kernels/test_{name}.py" for name in ("kernels", "layer_kernels", "dit_kernels", "conv", "conv_fill")),
-    *(f"tests/runtime/test_{name}.py" for name in ("clock", "memory")),
+    "tests/kernels/test_address_ops.py",
+    *(f"tests/runtime/test_{name}.py" for name in ("clock", "memory", "turns")),
 ]
 POLICIES = ("bf16", "fp8")
 STREAMS = 8

@@ -1,5 +1,7 @@
 """Turns on a GPU, between processes and between stages."""
 
+import os
+import re
 import subprocess
 import sys
 import threading
@@ -11,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from test_stages import encode, encoder_stage
 
 from fakes.engines import MANIFEST, FakeEngine, request
 from sana_runtime.errors import EngineError
-from sana_runtime.memory import HostMemory
+from sana_runtime.memory import HostMemory, TorchMemory
 from sana_runtime.stages import VAEEncoderStage
 from sana_runtime.turns import FileTurn, NoTurn, Turn, turn_on
 
@@ -178,3 +181,13 @@ def test_cards_have_turns_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path
     one.take()
     assert not taking(other).is_alive()
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_card_has_one_turn_for_all_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    turn = TorchMemory("cuda").new_turn()
+    assert isinstance(turn, FileTurn)
+    assert isinstance(TorchMemory("cuda").new_turn(), FileTurn)
+    (path,) = tmp_path.iterdir()
+    assert re.fullmatch(rf"sana-turn-{os.getuid()}-[0-9a-f-]{{36}}", path.name)
