@@ -50,7 +50,7 @@ class PromptEngine(OneByOne):
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Raises EngineError naming the tensor that is missing, unknown or misshapen."""
         check_feeds(self.inputs, feeds)
-        with self.memory.stream():
+        with self.memory.stream(), self.memory.working():
             text, mask = (self.memory.as_tensor(feeds[spec.name]) for spec in self.inputs)
             prompt = self.memory.empty(self.outputs[0])
             parts = self._pack.unpacked(prompt)

@@ -15,7 +15,7 @@ class Clock(Protocol):
         ...
 
     def take(self) -> float:
-        """Seconds of the work since this was last asked, which is waited for."""
+        """Seconds of the work since this was last asked, which is waited for; what fails has none."""
         ...
 
 
@@ -56,9 +56,14 @@ class CudaClock:
         self._spans.append((began, ended))
 
     def take(self) -> float:
-        seconds = 0.0
-        while self._spans:
-            began, ended = self._spans.popleft()
-            ended.synchronize()
-            seconds += began.elapsed_time(ended) / 1e3
-        return seconds
+        spans, self._spans = self._spans, deque(maxlen=self.KEPT)
+        try:
+            return sum(_seconds(*span) for span in spans)
+        except RuntimeError:
+            # The GPU failed at the work, of which whoever downloads its results is told.
+            return 0.0
+
+
+def _seconds(began: Any, ended: Any) -> float:
+    ended.synchronize()
+    return float(began.elapsed_time(ended)) / 1e3

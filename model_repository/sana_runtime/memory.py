@@ -57,18 +57,28 @@ class Memory(Protocol):
         ...
 
 
-class HostMemory:
-    """numpy arrays."""
+class Workplace:
+    """Where engines compute: by which clock, and when."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
         self.turn: Turn = NoTurn()
-        self.clock = HostClock()
 
-    def working(self) -> AbstractContextManager[None]:
-        return _working(self)
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        self.turn.take()
+        with self.clock.running():
+            yield
 
     def new_turn(self) -> Turn:
         return NoTurn()
+
+
+class HostMemory(Workplace):
+    """numpy arrays."""
+
+    def __init__(self) -> None:
+        super().__init__(HostClock())
 
     def upload(self, array: np.ndarray) -> np.ndarray:
         return array
@@ -86,18 +96,11 @@ class HostMemory:
         return np.zeros(spec.shape, spec.dtype)
 
 
-@contextmanager
-def _working(memory: Memory) -> Iterator[None]:
-    memory.turn.take()
-    with memory.clock.running():
-        yield
-
-
 def _nothing() -> None:
     """Give back memory that needed no preparation."""
 
 
-class TorchMemory:
+class TorchMemory(Workplace):
     """torch tensors on one device, which a GPU engine computes on in a stream of its own."""
 
     def __init__(self, device: str) -> None:
@@ -106,16 +109,14 @@ class TorchMemory:
         self.device = device
         self._stream = _stream_of(device) if device.startswith("cuda") else None
         self._pieces = WeakIdKeyDictionary()
-        self.turn: Turn = NoTurn()
-        self.clock: Clock = CudaClock() if self._stream else HostClock()
-
-    def working(self) -> AbstractContextManager[None]:
-        return _working(self)
+        super().__init__(CudaClock() if self._stream else HostClock())
 
     def new_turn(self) -> Turn:
         import torch
 
-        return turn_on(str(torch.cuda.get_device_properties(self.device).uuid)) if self._stream else NoTurn()
+        if self._stream is None:
+            return NoTurn()
+        return turn_on(str(torch.cuda.get_device_properties(self.device).uuid))
 
     def upload(self, array: np.ndarray) -> Array:
         """The card reads a shared array in place, so it must not change before a download is done."""

@@ -72,6 +72,20 @@ def test_events_that_nobody_asks_for_are_given_back() -> None:
     assert clock.take() == CudaClock.KEPT
 
 
+@pytest.mark.usefixtures("events")
+def test_work_that_fails_on_the_gpu_does_not_take_the_answer_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(event: Event) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    clock = CudaClock()
+    run(clock)
+    with monkeypatch.context() as broken:
+        broken.setattr(Event, "synchronize", fail)
+        assert clock.take() == 0.0
+    run(clock)
+    assert clock.take() == 1.0
+
+
 @pytest.mark.parametrize("make", [HostClock, CudaClock])
 @pytest.mark.usefixtures("events")
 def test_work_that_fails_has_no_time(make: Callable[[], Clock]) -> None:
