@@ -382,7 +382,7 @@ async def test_wrong_frames_are_refused_before_they_are_sent(url: str) -> None:
 @BOTH
 async def test_a_chunk_beyond_its_deadline_is_an_error(url: str, transport: str) -> None:
     async def impatient() -> None:
-        async with connect(url, transport=transport, limits=Limits(chunk_seconds=0.05)) as session:
+        async with connect(url, transport=transport, limits=Limits(chunk_seconds=0.005)) as session:
             await play(session, 1)
             await session.send(source(session, 1), f"slow and late {transport}")
             await session.receive()
