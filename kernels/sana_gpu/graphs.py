@@ -43,8 +43,9 @@ class Graphs:
         """What runs `function` again and returns the same tensors, with new values, each time.
 
         The first call of a key compiles what `function` launches, runs it once for what it allocates, and records it:
-        buffers that it changes are to be filled afterwards. Call this, and what it returns, inside `memory.stream()`.
-        Kernels are looked for ahead until those of a whole graph were on disk: then those of the others are, too.
+        buffers that it changes are to be filled by it, or afterwards. Call this, and what it returns, inside
+        `memory.stream()`; what it returns waits for the GPU's turn. Kernels are looked for ahead until those of a whole
+        graph were on disk: then those of the others are, too.
         """
         if not self._memory.device.startswith("cuda"):
             return partial(self._run, function)
