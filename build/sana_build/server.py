@@ -55,8 +55,9 @@ class Ports:
 
 
 class TritonServer(AbstractContextManager["TritonServer"]):
-    """The bundled server over `repository`, its output in `log`; leaves no process, file or shared memory behind, but for
-    the empty file by which stages take turns on a GPU.
+    """The bundled server over `repository`, its output in `log`.
+
+    Leaves no process, file or shared memory behind, but for the empty file by which stages take turns on a GPU.
 
     `deadline` bounds the loading of all models, `drain` how long live streams may run on after a stop, both in seconds;
     setting `cancel` ends the wait for a server that is still loading. Only with `gpu` the models see the GPU.
