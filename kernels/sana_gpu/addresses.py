@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sana_kernels.address_ops import ALIGNMENT, fetch, leave
 from sana_runtime.errors import EngineError
+from sana_runtime.memory import Array, TorchMemory
 from sana_runtime.tensors import TensorSpec
 
 LINE = 128
@@ -38,13 +39,13 @@ class Pack:
     def spec(self, name: str) -> TensorSpec:
         return TensorSpec(name, "uint8", (1, self.size))
 
-    def parts(self, whole: str) -> Iterable[Part]:
-        """Where they lie in the one of that name."""
-        return (Part(whole, spec, start) for spec, start in zip(self.specs, self._ends(), strict=False))
+    def places(self) -> Iterable[tuple[TensorSpec, int]]:
+        """Each with the byte at which it begins."""
+        return zip(self.specs, self._ends(), strict=False)
 
     def unpacked(self, packed: Tensor) -> dict[str, Tensor]:
         """Views of them by name."""
-        bytes_of = {part.spec: packed[0, part.offset : part.offset + nbytes(part.spec)] for part in self.parts("")}
+        bytes_of = {spec: packed[0, start : start + nbytes(spec)] for spec, start in self.places()}
         return {spec.name: x.view(getattr(torch, spec.dtype)).view(spec.shape) for spec, x in bytes_of.items()}
 
     def _ends(self) -> list[int]:
@@ -52,10 +53,16 @@ class Pack:
         return list(accumulate((-(-nbytes(spec) // LINE) * LINE for spec in self.specs), initial=0))
 
 
-def fit(tensor: Tensor, device: str) -> Tensor:
-    """The tensor itself if it is on the device, its values lie in order and the kernels take its address."""
-    tensor = tensor.to(device).contiguous()
+def fit(array: Array, memory: TorchMemory) -> Tensor:
+    """The array itself if it is a tensor on the device whose values lie in order and whose address the kernels take."""
+    tensor: Tensor = memory.as_tensor(array).to(memory.device).contiguous()
     return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
+
+
+def write(table: Tensor, numbers: Tensor) -> None:
+    """Fill a table on the device with int64 numbers of the host, in the order of the current stream."""
+    # From pinned memory, as the host would wait for the GPU otherwise.
+    table.copy_(numbers.pin_memory() if table.is_cuda else numbers, non_blocking=True)
 
 
 def nbytes(spec: TensorSpec) -> int:
@@ -83,9 +90,7 @@ class AddressTable:
         They have to live until what is computed from them is on its way.
         """
         starts = np.array([tensors[name].data_ptr() for name in self._wholes])
-        addresses = torch.from_numpy(starts[self._whole_of] + self._offsets)
-        # From pinned memory, as the host would wait for the GPU otherwise.
-        self._table.copy_(addresses.pin_memory() if self._table.is_cuda else addresses, non_blocking=True)
+        write(self._table, torch.from_numpy(starts[self._whole_of] + self._offsets))
 
     def fetch(self, name: str, into: Tensor) -> None:
         """The values of the tensor that the name means; raises EngineError for room of another type or shape."""

@@ -6,11 +6,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sana_gpu.addresses import fit
 from sana_gpu.denoiser_buffers import Buffers, Room
-from sana_gpu.denoiser_layout import Layout
+from sana_gpu.denoiser_layout import POSITION, Layout
 from sana_gpu.denoiser_prompt import PromptEngine, keys_used
 from sana_gpu.dit import DiT
 from sana_gpu.dit_blocks import Scene, Weights
@@ -38,7 +37,7 @@ class ChunkEngine:
     ) -> None:
         self.memory, self.dit, self._layout, self._rope = memory, dit, layout, rope
         self.inputs, self.outputs = layout.chunk_inputs(steady), layout.chunk_outputs(steady)
-        self._tensors = [spec.name for spec in self.inputs if spec.name not in ("frame_start", "recent_valid")]
+        self._tensors = [spec.name for spec in self.inputs if spec.name not in POSITION]
         self._steady, self._room = steady, room
         self.buffers = Buffers(layout, self.inputs, self.outputs, steady, room)
         self._graphs = Graphs(memory)
@@ -83,15 +82,12 @@ class ChunkEngine:
     def _run(self, feeds: Sequence[Mapping[str, Array]], recent: int) -> list[dict[str, Array]]:
         count = len(feeds)
         starts = [int(one["frame_start"][0]) for one in feeds] if self._steady else []
-        given = [{name: self._fit(one[name]) for name in self._tensors} for one in feeds]
+        given = [{name: fit(one[name], self.memory) for name in self._tensors} for one in feeds]
         made = [{spec.name: self.memory.empty(spec) for spec in self.outputs} for _ in feeds]
         self.buffers.point(given, made, starts)
         self._graphs.get((count, recent), partial(self._compute, count, recent))()
         self.buffers.keep(given)
         return made
-
-    def _fit(self, array: Array) -> Tensor:
-        return fit(self.memory.as_tensor(array), self.memory.device)
 
     def _compute(self, count: int, recent: int) -> None:
         """The chunk of the first `count` streams that the buffers point to, as it is recorded."""

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sana_gpu.addresses import Pack
-from sana_gpu.denoiser_layout import Layout
+from sana_gpu.addresses import write
+from sana_gpu.denoiser_layout import POSITION, Layout
 from sana_gpu.dit_blocks import Past
 from sana_kernels.address_ops import Move, move, rows_of
 from sana_runtime.state import IN, OUT
@@ -17,7 +17,6 @@ from sana_runtime.tensors import TensorSpec
 LASTING = {"prompt", "sink" + IN}
 """What is the same tensor in every chunk of a stream."""
 
-Tensors = dict[str, Tensor]
 Pair = tuple[Tensor, Tensor]
 """Where something is copied to, and what."""
 
@@ -78,7 +77,7 @@ class Buffers:
         self._layout, self._steady, self._room = layout, steady, room
         own = [spec for spec in (*inputs, *outputs) if spec.name in ("noise", "source", "latent")]
         self._tensors = {spec.name: room.zeros(spec.dtype, *spec.shape[1:]) for spec in own} | room.tensors
-        names = [spec.name for spec in (*inputs, *outputs) if spec.name not in ("frame_start", "recent_valid")]
+        names = [spec.name for spec in (*inputs, *outputs) if spec.name not in POSITION]
         slots = [(name, index) for index in range(room.streams) for name in names]
         # Slot 0 is for places that never change; behind the streams' tensors are the frames that they start at.
         self._slots = {slot: number for number, slot in enumerate(slots, 1)}
@@ -125,9 +124,7 @@ class Buffers:
                     table[self._slots[name, index]] = tensor.data_ptr()
         first = len(table) - self._room.streams
         table[first : first + len(starts)] = starts
-        addresses = torch.tensor(table)
-        # From pinned memory, as the host would wait for the GPU otherwise.
-        self._table.copy_(addresses.pin_memory() if self._table.is_cuda else addresses, non_blocking=True)
+        write(self._table, torch.tensor(table))
 
     def keep(self, given: Sequence[Mapping[str, Tensor]]) -> None:
         """Remember what a graph that has run has brought to its place and nothing but another call changes."""
@@ -159,34 +156,31 @@ class Buffers:
         layout, packs = self._layout, self._layout.packs
         for name in ("noise", "source"):
             yield self._into(name, index, 0, self._tensors[name][index])
-        yield from self._parts("prompt", packs["prompt"], index)
+        for spec, start in packs["prompt"].places():
+            yield self._into("prompt", index, start, self._tensors[spec.name][index])
         if not self._steady:
             return
-        yield from self._parts("state" + IN, packs["state"], index)
-        for part in packs["sink"].parts(""):
-            rows = self._room.windows[part.spec.name][index, : layout.sink]
-            yield self._into("sink" + IN, index, part.offset, rows)
-        for part in packs["recent"].parts(""):
-            rows = self._room.windows[part.spec.name][index, layout.sink : layout.sink + recent * layout.chunk]
+        for spec, start in packs["state"].places():
+            yield self._into("state" + IN, index, start, self._tensors[spec.name][index])
+        for spec, start in packs["sink"].places():
+            yield self._into("sink" + IN, index, start, self._room.windows[spec.name][index, : layout.sink])
+        for spec, start in packs["recent"].places():
+            rows = self._room.windows[spec.name][index, layout.sink : layout.sink + recent * layout.chunk]
             older = (layout.slots - recent) * layout.chunk * rows.stride(0) * rows.itemsize
-            yield self._into("recent" + IN, index, part.offset + older, rows)
+            yield self._into("recent" + IN, index, start + older, rows)
 
     def _made(self, index: int, recent: int) -> Iterator[Move]:
         yield self._from(self._tensors["latent"][index], "latent", index, 0)
-        for part in self._layout.packs["state"].parts(""):
-            yield self._from(self._tensors[part.spec.name][index], "state" + OUT, index, part.offset)
+        for spec, start in self._layout.packs["state"].places():
+            yield self._from(self._tensors[spec.name][index], "state" + OUT, index, start)
         name = "recent" if self._steady else "sink"
-        for part in self._layout.packs[name].parts(""):
-            own = self._room.windows[part.spec.name][index, self._own(recent)]
+        for spec, start in self._layout.packs[name].places():
+            own = self._room.windows[spec.name][index, self._own(recent)]
             kept = (self._layout.slots - 1) * own.nbytes if self._steady else 0
             if kept:
-                older = self._slots["recent" + IN, index], part.offset + own.nbytes
-                yield *older, self._slots["recent" + OUT, index], part.offset, kept
-            yield self._from(own, name + OUT, index, part.offset + kept)
-
-    def _parts(self, name: str, pack: Pack, index: int) -> Iterator[Move]:
-        for part in pack.parts(name):
-            yield self._into(name, index, part.offset, self._tensors[part.spec.name][index])
+                older = self._slots["recent" + IN, index], start + own.nbytes
+                yield *older, self._slots["recent" + OUT, index], start, kept
+            yield self._from(own, name + OUT, index, start + kept)
 
     def _into(self, name: str, index: int, offset: int, place: Tensor) -> Move:
         return self._slots[name, index], offset, 0, place.data_ptr(), place.nbytes

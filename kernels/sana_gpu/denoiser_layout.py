@@ -10,6 +10,9 @@ from sana_runtime.geometry import StreamGeometry
 from sana_runtime.state import IN, OUT
 from sana_runtime.tensors import TensorSpec
 
+POSITION = "frame_start", "recent_valid"
+"""Inputs that say where a chunk is; the host reads them."""
+
 
 @dataclass(frozen=True)
 class Layout:

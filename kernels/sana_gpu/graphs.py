@@ -9,9 +9,9 @@ import torch
 from sana_kernels.launcher import compiled_ahead
 from sana_runtime.memory import TorchMemory
 
-Function = Callable[[], Any]
-"""Reads and writes tensors that stay where they are, or that it finds by an address on the GPU, and returns tensors of
-its own; no value on the host matters."""
+Function = Callable[[], None]
+"""Reads and writes tensors that stay where they are, or that it finds by an address on the GPU; no value on the host
+matters."""
 
 
 @cache
@@ -40,7 +40,7 @@ class Graphs:
         self._missing = True
 
     def get(self, key: Hashable, function: Function) -> Function:
-        """What runs `function` again and returns the same tensors, with new values, each time.
+        """What runs `function` again.
 
         The first call of a key compiles what `function` launches, runs it once for what it allocates, and records it:
         buffers that it changes are to be filled by it, or afterwards. Call this, and what it returns, inside
@@ -53,9 +53,9 @@ class Graphs:
             self._captured[key] = self._capture(function)
         return partial(self._run, self._captured[key])
 
-    def _run(self, function: Function) -> Any:
+    def _run(self, function: Function) -> None:
         with self._memory.working():
-            return function()
+            function()
 
     def _capture(self, function: Function) -> Function:
         if self._missing:
@@ -65,10 +65,5 @@ class Graphs:
         function()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=anchor(self._memory.device).pool(), stream=torch.cuda.current_stream()):
-            results = function()
-
-        def replay() -> Any:
-            graph.replay()
-            return results
-
-        return replay
+            function()
+        return graph.replay

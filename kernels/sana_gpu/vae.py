@@ -119,7 +119,7 @@ class VAEEngine(PartEngine):
         self.run({spec.name: self.memory.zeros(spec) for spec in self.inputs})
 
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        given = {name: fit(self.memory.as_tensor(array), self.memory.device) for name, array in feeds.items()}
+        given = {name: fit(array, self.memory) for name, array in feeds.items()}
         made = {spec.name: self.memory.empty(spec) for spec in self.outputs}
         self._table.point({**given, **made})
         self._graphs.get("chunk", self._compute)()
@@ -133,8 +133,9 @@ class VAEEngine(PartEngine):
         starts = accumulate((piece.nbytes for piece in pieces), initial=0)
         for index, (piece, start) in enumerate(zip(pieces, starts, strict=False)):
             parts[self._name(index)] = Part(made, spec(self._name(index), piece), start)
-        carried = [IN, OUT] if len(self.inputs) > 1 else [OUT]
-        return parts | {part.spec.name + end: part for end in carried for part in self.pack.parts(STATE + end)}
+        for end in [IN, OUT] if len(self.inputs) > 1 else [OUT]:
+            parts |= {one.name + end: Part(STATE + end, one, start) for one, start in self.pack.places()}
+        return parts
 
     def _name(self, index: int) -> str:
         """Of a piece of what is made, in the table."""

@@ -97,9 +97,9 @@ class StatefulStage(ABC, Generic[S]):
     ) -> None:
         self.engines = engines
         self.memory = next(iter(engines.values())).memory
-        self._turn = self.memory.new_turn()
+        turn = self.memory.new_turn()
         for engine in engines.values():
-            engine.memory.turn = self._turn
+            engine.memory.turn = turn
         self.geometry: StreamGeometry = manifest.geometry
         self.sessions: SessionTable[S] = SessionTable(manifest.streams, manifest.idle_seconds, clock)
 
@@ -118,7 +118,7 @@ class StatefulStage(ABC, Generic[S]):
         try:
             return together(self.engines, [self._answer(request) for request in requests])
         finally:
-            self._turn.give()
+            self.memory.turn.give()
 
     def engine_seconds(self) -> float:
         return seconds_of(self.engines.values())

@@ -115,7 +115,6 @@ def timed_stage() -> VAEEncoderStage:
 
 def give(stage: VAEEncoderStage, turn: Turn) -> None:
     """Let the stage have this turn, as on a card."""
-    stage._turn = turn
     for engine in stage.engines.values():
         engine.memory.turn = turn
 
