@@ -65,7 +65,7 @@ ROWS = {
     (89, "fp32"): Launch(Phase(16, 32), Phase(4, 8), Phase(16, 32), RELEASE),
     (89, "tf32"): Launch(Phase(16, 32), Phase(8, 4), Phase(16, 32), RELEASE, TILED),
     (89, "bf16"): Launch(Phase(8, 32), Phase(8, 1), Phase(4, 32), RELEASE),
-    (90, "fp32"): Launch(Phase(8, 32), Phase(8, 8), Phase(8, 64), TUNED, FITTING, BLOCKS, True),
+    (90, "fp32"): Launch(Phase(8, 32), Phase(8, 8, 3), Phase(8, 64), TUNED, FITTING, BLOCKS, True),
     (90, "tf32"): Launch(Phase(8, 128), Phase(4, 4, 2), Phase(4, 64), TUNED, "", BLOCKS, apart=Phase(8, 64)),
     (90, "bf16"): Launch(Phase(8, 64, 4), Phase(4, 2, 3), Phase(8, 64, 1, 80), WHOLE, "", BLOCKS, apart=Phase(8, 64)),
     (100, "fp32"): Launch(Phase(8, 32), Phase(8, 8), Phase(8, 32), PAPER, THREEFOLD, threefold=True),
