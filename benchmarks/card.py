@@ -22,6 +22,7 @@ TESTS = [
     *(f"tests/kernels/test_{name}.py" for name in ("kernels", "layer_kernels", "dit_kernels", "conv", "conv_fill")),
     "tests/kernels/test_address_ops.py",
     *(f"tests/runtime/test_{name}.py" for name in ("clock", "memory", "turns")),
+    "tests/gpu/test_addresses.py",
 ]
 POLICIES = ("bf16", "fp8")
 STREAMS = 8

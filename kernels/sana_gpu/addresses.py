@@ -1,8 +1,10 @@
 """Tensors that a CUDA graph finds by address: it needs no fixed buffers for what a call brings and takes away."""
 
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,53 +57,73 @@ class Pack:
 
 def fit(array: Array, memory: TorchMemory) -> Tensor:
     """The array itself if it is a tensor on the device whose values lie in order and whose address the kernels take."""
-    tensor: Tensor = memory.as_tensor(array).to(memory.device).contiguous()
+    tensor: Tensor = memory.as_tensor(array)
+    if not (memory.holds(tensor) and tensor.is_contiguous()):
+        tensor = tensor.to(memory.device).contiguous()
     return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
-
-
-def write(table: Tensor, numbers: Tensor) -> None:
-    """Fill a table on the device with int64 numbers of the host, in the order of the current stream."""
-    # From pinned memory, as the host would wait for the GPU otherwise.
-    table.copy_(numbers.pin_memory() if table.is_cuda else numbers, non_blocking=True)
 
 
 def nbytes(spec: TensorSpec) -> int:
     return int(np.prod(spec.shape)) * getattr(torch, spec.dtype).itemsize
 
 
+class Numbers:
+    """`table`, int64 (size,) on a device, which the host fills again and again, in the order of the current stream."""
+
+    PLACES = 4
+    """In pinned memory, which the device reads while the host goes on: so many tables may be on their way at once."""
+
+    def __init__(self, size: int, device: str) -> None:
+        self.table = torch.zeros(size, dtype=torch.int64, device=device)
+        self._places = deque(self._place() for _ in range(self.PLACES))
+
+    def _place(self) -> tuple[Tensor, Any]:
+        there = self.table.is_cuda
+        numbers = torch.empty(len(self.table), dtype=torch.int64, pin_memory=there)
+        return numbers, torch.cuda.Event() if there else None
+
+    def send(self, numbers: Sequence[int]) -> None:
+        """Fill the table for what the stream does from now on."""
+        place, read = self._places[0]
+        self._places.rotate()
+        if read is not None:
+            read.synchronize()
+        place.numpy()[:] = numbers
+        self.table.copy_(place, non_blocking=True)
+        if read is not None:
+            read.record()
+
+
 class AddressTable:
-    """Where the inputs and outputs of one call lie, by name.
+    """Where the inputs and outputs of one call lie, by name; the device has an address of every whole.
 
     What reads and writes through it can be recorded once and repeated for other tensors: only the table changes. It
     changes in the order of the current stream, so calls that follow each other there may share it.
     """
 
     def __init__(self, parts: Mapping[str, Part], device: str) -> None:
-        self._specs = {name: part.spec for name, part in parts.items()}
-        self._slots = {name: slot for slot, name in enumerate(parts)}
-        self._wholes = list(dict.fromkeys(part.whole for part in parts.values()))
-        self._whole_of = np.array([self._wholes.index(part.whole) for part in parts.values()])
-        self._offsets = np.array([part.offset for part in parts.values()])
-        self._table = torch.zeros(len(parts), dtype=torch.int64, device=device)
+        self._parts = parts
+        self._slots = {whole: slot for slot, whole in enumerate(dict.fromkeys(part.whole for part in parts.values()))}
+        self._numbers = Numbers(len(self._slots), device)
 
     def point(self, tensors: Mapping[str, Tensor]) -> None:
         """Let every whole mean its tensor of `tensors`, which has its type and shape and is one that `fit` made.
 
         They have to live until what is computed from them is on its way.
         """
-        starts = np.array([tensors[name].data_ptr() for name in self._wholes])
-        write(self._table, torch.from_numpy(starts[self._whole_of] + self._offsets))
+        self._numbers.send([tensors[whole].data_ptr() for whole in self._slots])
 
     def fetch(self, name: str, into: Tensor) -> None:
         """The values of the tensor that the name means; raises EngineError for room of another type or shape."""
-        self._check(name, into)
-        fetch(into, self._table, self._slots[name])
+        fetch(into, self._numbers.table, *self._place(name, into))
 
     def leave(self, name: str, values: Tensor) -> None:
         """Write into the tensor that the name means; raises EngineError for values of another type or shape."""
-        self._check(name, values)
-        leave(values.contiguous(), self._table, self._slots[name])
+        leave(values.contiguous(), self._numbers.table, *self._place(name, values))
 
-    def _check(self, name: str, tensor: Tensor) -> None:
-        if reason := self._specs[name].refusal(tensor):
+    def _place(self, name: str, tensor: Tensor) -> tuple[int, int]:
+        """Slot and offset of the part that `tensor` is to be."""
+        part = self._parts[name]
+        if reason := part.spec.refusal(tensor):
             raise EngineError(reason)
+        return self._slots[part.whole], part.offset

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from sana_gpu.addresses import fit
@@ -121,7 +122,7 @@ def batches(members: Sequence[int], most: int) -> Iterator[Sequence[int]]:
 
 def recent_chunks(feeds: Mapping[str, Array]) -> int:
     """How many recent slots hold a chunk."""
-    return int(feeds["recent_valid"].sum()) if "recent_valid" in feeds else 0
+    return int(np.count_nonzero(feeds["recent_valid"])) if "recent_valid" in feeds else 0
 
 
 def load_denoiser(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sana_gpu.addresses import write
+from sana_gpu.addresses import Numbers
 from sana_gpu.denoiser_layout import POSITION, Layout
 from sana_gpu.dit_blocks import Past
 from sana_kernels.address_ops import Move, move, rows_of
@@ -81,8 +81,9 @@ class Buffers:
         slots = [(name, index) for index in range(room.streams) for name in names]
         # Slot 0 is for places that never change; behind the streams' tensors are the frames that they start at.
         self._slots = {slot: number for number, slot in enumerate(slots, 1)}
-        self._table = torch.zeros(1 + len(slots) + room.streams, dtype=torch.int64, device=room.device)
-        self._tensors["frame_start"] = self._table[1 + len(slots) :]
+        self._first_start = 1 + len(slots)
+        self._numbers = Numbers(self._first_start + room.streams, room.device)
+        self._tensors["frame_start"] = self._numbers.table[self._first_start :]
         self._moves: dict[tuple[bool, int, int], tuple[Tensor, bool]] = {}
 
     def tensor(self, name: str, count: int) -> Tensor:
@@ -117,14 +118,13 @@ class Buffers:
         if not self._steady:
             # The keys of these chunks come to where the sink of another stream lies.
             self._room.forget()
-        table = [0] * len(self._table)
+        table = [0] * (self._first_start + self._room.streams)
         for index, (feeds, results) in enumerate(zip(given, made, strict=True)):
             for name, tensor in (*feeds.items(), *results.items()):
                 if not self._room.lies(name, index, tensor):
                     table[self._slots[name, index]] = tensor.data_ptr()
-        first = len(table) - self._room.streams
-        table[first : first + len(starts)] = starts
-        write(self._table, torch.tensor(table))
+        table[self._first_start : self._first_start + len(starts)] = starts
+        self._numbers.send(table)
 
     def keep(self, given: Sequence[Mapping[str, Tensor]]) -> None:
         """Remember what a graph that has run has brought to its place and nothing but another call changes."""
@@ -150,7 +150,7 @@ class Buffers:
             moves = self._given if there else self._made
             rows, aligned = rows_of(row for index in range(count) for row in moves(index, recent))
             self._moves[key] = torch.tensor(rows, device=self._room.device), aligned
-        move(self._table, *self._moves[key])
+        move(self._numbers.table, *self._moves[key])
 
     def _given(self, index: int, recent: int) -> Iterator[Move]:
         layout, packs = self._layout, self._layout.packs

@@ -23,25 +23,26 @@ FIELDS = 5
 
 
 @torch.library.custom_op("sana::fetch", mutates_args=("into",))
-def fetch(into: Tensor, table: Tensor, slot: int) -> None:
-    """Fill `into` from the address in table[slot], int64 (N,) on the same device; both lie in order.
+def fetch(into: Tensor, table: Tensor, slot: int, offset: int = 0) -> None:
+    """Fill `into` from `offset` bytes behind the address in table[slot], int64 (N,) on the same device.
 
-    Raises KernelError for a tensor or a slot that cannot be meant. Nothing can check the address.
+    Both lie in order. Raises KernelError for a tensor, a slot or an offset that cannot be meant. Nothing can check the
+    address.
     """
-    check_move("fetch", into, table, slot)
+    check_move("fetch", into, table, slot, offset)
     if into.is_cuda:
-        return run_move(into, table, slot, there=False)
-    ctypes.memmove(into.data_ptr(), int(table[slot]), into.nbytes)
+        return run_move(into, table, slot, offset, there=False)
+    ctypes.memmove(into.data_ptr(), int(table[slot]) + offset, into.nbytes)
     return None
 
 
 @torch.library.custom_op("sana::leave", mutates_args=())
-def leave(values: Tensor, table: Tensor, slot: int) -> None:
-    """Write `values` to the address in table[slot]; otherwise as `fetch`."""
-    check_move("leave", values, table, slot)
+def leave(values: Tensor, table: Tensor, slot: int, offset: int = 0) -> None:
+    """Write `values` to `offset` bytes behind the address in table[slot]; otherwise as `fetch`."""
+    check_move("leave", values, table, slot, offset)
     if values.is_cuda:
-        return run_move(values, table, slot, there=True)
-    ctypes.memmove(int(table[slot]), values.data_ptr(), values.nbytes)
+        return run_move(values, table, slot, offset, there=True)
+    ctypes.memmove(int(table[slot]) + offset, values.data_ptr(), values.nbytes)
     return None
 
 
@@ -84,18 +85,20 @@ def rows_of(moves: Iterable[Move]) -> tuple[list[Move], bool]:
 
 
 @fetch.register_fake
-def _(into: Tensor, table: Tensor, slot: int) -> None:
-    check_move("fetch", into, table, slot)
+def _(into: Tensor, table: Tensor, slot: int, offset: int = 0) -> None:
+    check_move("fetch", into, table, slot, offset)
 
 
 @leave.register_fake
-def _(values: Tensor, table: Tensor, slot: int) -> None:
-    check_move("leave", values, table, slot)
+def _(values: Tensor, table: Tensor, slot: int, offset: int = 0) -> None:
+    check_move("leave", values, table, slot, offset)
 
 
-def check_move(op: str, values: Tensor, table: Tensor, slot: int) -> None:
+def check_move(op: str, values: Tensor, table: Tensor, slot: int, offset: int) -> None:
     if table.dtype != torch.int64 or table.ndim != 1 or not 0 <= slot < len(table):
         raise KernelError(f"{op}: no slot {slot} in a table of {table.dtype} {tuple(table.shape)}, expected int64 (N,)")
+    if offset < 0 or offset % ALIGNMENT:
+        raise KernelError(f"{op}: the offset is {offset} bytes, expected a multiple of {ALIGNMENT}")
     if not values.is_contiguous():
         raise KernelError(f"{op}: the tensor has strides {values.stride()}, make it contiguous")
 
@@ -119,7 +122,7 @@ def run_moves(table: Tensor, moves: Tensor, aligned: bool) -> None:
         start(by_address.move, (len(moves),), table, moves, **constants, num_warps=2 * WARPS, enable_fp_fusion=True)
 
 
-def run_move(values: Tensor, table: Tensor, slot: int, there: bool) -> None:
+def run_move(values: Tensor, table: Tensor, slot: int, offset: int, there: bool) -> None:
     """Copy by the kernels: to the address if `there`, else from it."""
     from sana_kernels import by_address
 
@@ -127,4 +130,4 @@ def run_move(values: Tensor, table: Tensor, slot: int, there: bool) -> None:
     kernel, size = by_address.leave if there else by_address.fetch, values.numel()
     with torch.cuda.device_of(values):
         grid = (-(-size // BLOCK),)
-        start(kernel, grid, values, table, slot, size, BLOCK, num_warps=WARPS, enable_fp_fusion=True)
+        start(kernel, grid, values, table, slot, offset, size, BLOCK, num_warps=WARPS, enable_fp_fusion=True)

@@ -6,18 +6,18 @@ import triton.language as tl
 
 
 @triton.jit
-def fetch(into_ptr, table_ptr, slot, size, BLOCK: tl.constexpr):
-    """Copy `size` values from the address in table[slot]."""
+def fetch(into_ptr, table_ptr, slot, offset, size, BLOCK: tl.constexpr):
+    """Copy `size` values from `offset` bytes behind the address in table[slot]."""
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    place = address(table_ptr, slot, into_ptr)
+    place = address(table_ptr, slot, offset, into_ptr)
     tl.store(into_ptr + index, tl.load(place + index, mask=index < size), mask=index < size)
 
 
 @triton.jit
-def leave(from_ptr, table_ptr, slot, size, BLOCK: tl.constexpr):
-    """Copy `size` values to the address in table[slot]."""
+def leave(from_ptr, table_ptr, slot, offset, size, BLOCK: tl.constexpr):
+    """Copy `size` values to `offset` bytes behind the address in table[slot]."""
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    place = address(table_ptr, slot, from_ptr)
+    place = address(table_ptr, slot, offset, from_ptr)
     tl.store(place + index, tl.load(from_ptr + index, mask=index < size), mask=index < size)
 
 
@@ -39,6 +39,6 @@ def move(table_ptr, moves_ptr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def address(table_ptr, slot, like_ptr):
+def address(table_ptr, slot, offset, like_ptr):
     # Without the hint a thread would copy value by value.
-    return tl.multiple_of(tl.load(table_ptr + slot).to(like_ptr.dtype), 16)
+    return tl.multiple_of((tl.load(table_ptr + slot) + offset).to(like_ptr.dtype), 16)

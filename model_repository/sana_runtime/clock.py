@@ -2,20 +2,24 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, Protocol
+
+Lap = Callable[[], float]
+"""Waits for some work, in any thread, and says how many seconds it took; work that failed took none."""
 
 
 class Clock(Protocol):
-    """Adds up what is `running` until somebody asks."""
+    """Times what is `running`, from lap to lap."""
 
     def running(self) -> AbstractContextManager[None]:
         """Around an engine's work, without what its tensors take on their way there and back."""
         ...
 
-    def take(self) -> float:
-        """Seconds of the work since this was last asked, which is waited for; what fails has none."""
+    def lap(self) -> Lap:
+        """The work since this was last asked, which is not waited for."""
         ...
 
 
@@ -31,9 +35,9 @@ class HostClock:
         yield
         self._seconds += time.perf_counter() - began
 
-    def take(self) -> float:
+    def lap(self) -> Lap:
         seconds, self._seconds = self._seconds, 0.0
-        return seconds
+        return lambda: seconds
 
 
 class CudaClock:
@@ -55,13 +59,17 @@ class CudaClock:
         ended.record()
         self._spans.append((began, ended))
 
-    def take(self) -> float:
+    def lap(self) -> Lap:
         spans, self._spans = self._spans, deque(maxlen=self.KEPT)
-        try:
-            return sum(_seconds(*span) for span in spans)
-        except RuntimeError:
-            # The GPU failed at the work, of which whoever downloads its results is told.
-            return 0.0
+        return partial(_total, spans)
+
+
+def _total(spans: Iterable[tuple[Any, Any]]) -> float:
+    try:
+        return sum(_seconds(*span) for span in spans)
+    except RuntimeError:
+        # The GPU failed at the work, of which whoever downloads its results is told.
+        return 0.0
 
 
 def _seconds(began: Any, ended: Any) -> float:

@@ -65,6 +65,7 @@ class DenoiserStage(StatefulStage[DenoiserState]):
         self._whole = "noise" in self._steady_inputs
         if "recent_valid" not in self._steady_inputs:
             raise EngineError("the denoiser's steady engine has no input recent_valid: build the repository again")
+        self._recent = _recent(self._steady_inputs["recent_valid"].shape[1])
 
     def advance(
         self, state: DenoiserState | None, chunk: Chunk, request: Request
@@ -121,10 +122,8 @@ class DenoiserStage(StatefulStage[DenoiserState]):
         """Where a steady chunk is: its first latent frame, and which recent slots hold a chunk, newest last."""
         if chunk.index == 0:
             return {}
-        valid = np.zeros(self._steady_inputs["recent_valid"].shape, np.float32)
-        slots = valid.shape[1]
-        valid[:, slots - min(chunk.index - 1, slots) :] = 1.0
-        return {"frame_start": np.array([chunk.start], np.int64), "recent_valid": valid}
+        recent = self._recent[min(chunk.index, len(self._recent)) - 1]
+        return {"frame_start": np.array([chunk.start], np.int64), "recent_valid": recent}
 
     def _prompt(self, request: Request, state: DenoiserState | None) -> Steps[Prompt]:
         if state and not request.tensor("text", "float32", (1, -1, self._text_shape[2])).size:
@@ -137,6 +136,11 @@ class DenoiserStage(StatefulStage[DenoiserState]):
         text, mask = text.copy(), mask.copy()
         outputs = yield Call("prompt", {"text": text, "text_mask": mask})
         return Prompt(text, mask, outputs)
+
+
+def _recent(slots: int) -> list[np.ndarray]:
+    """f32 (1, slots) with 1.0 in the slots that hold a chunk, newest last, by how many do."""
+    return [(np.arange(slots) >= slots - count).astype(np.float32)[None] for count in range(slots + 1)]
 
 
 def _evaluate(feeds: State, carried: State | None, latent: Array, timestep: float) -> Steps[tuple[Tensors, State]]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from sana_runtime.clock import Lap
 from sana_runtime.errors import EngineError, choose
 from sana_runtime.memory import Array, HostMemory, Memory
 from sana_runtime.packages import import_beside
@@ -18,8 +19,8 @@ __all__ = [
     "TensorSpec",
     "check_feeds",
     "describe",
+    "lap_of",
     "load_engine",
-    "seconds_of",
 ]
 
 
@@ -62,16 +63,17 @@ class OneByOne:
         return [self.run(one) for one in feeds]
 
 
-def seconds_of(engines: Iterable[Engine]) -> float:
-    """Seconds that engines were at work since this was last asked; what they made has to be downloaded by now."""
-    return sum(engine.memory.clock.take() for engine in engines)
+def lap_of(engines: Iterable[Engine]) -> Lap:
+    """What engines worked since this was last asked."""
+    laps = [engine.memory.clock.lap() for engine in engines]
+    return lambda: sum(lap() for lap in laps)
 
 
 def check_feeds(specs: tuple[TensorSpec, ...], feeds: Mapping[str, Array]) -> None:
     """Raise EngineError unless `feeds` holds exactly the tensors of `specs`."""
     expected = {spec.name for spec in specs}
-    missing, unknown = sorted(expected - feeds.keys()), sorted(feeds.keys() - expected)
-    if missing or unknown:
+    if feeds.keys() != expected:
+        missing, unknown = sorted(expected - feeds.keys()), sorted(feeds.keys() - expected)
         raise EngineError(f"engine inputs do not match: missing {missing or 'none'}, unknown {unknown or 'none'}")
     for spec in specs:
         if reason := spec.refusal(feeds[spec.name]):

@@ -7,7 +7,8 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from functools import cache, partial
+from functools import cache, cached_property, partial
+from threading import get_ident
 from types import SimpleNamespace
 from typing import Any, Protocol
 
@@ -35,6 +36,10 @@ class Memory(Protocol):
 
     def new_turn(self) -> Turn:
         """A turn among all processes that compute here, for a stage to put in the place of `turn`."""
+        ...
+
+    def settle(self) -> None:
+        """Let all work of the calling thread go where engines' goes from now on: neither has to wait for the other."""
         ...
 
     def upload(self, array: np.ndarray) -> Array:
@@ -73,6 +78,9 @@ class Workplace:
     def new_turn(self) -> Turn:
         return NoTurn()
 
+    def settle(self) -> None:
+        return
+
 
 class HostMemory(Workplace):
     """numpy arrays."""
@@ -109,6 +117,7 @@ class TorchMemory(Workplace):
         self.device = device
         self._stream = _stream_of(device) if device.startswith("cuda") else None
         self._pieces = WeakIdKeyDictionary()
+        self._settled: int | None = None
         super().__init__(CudaClock() if self._stream else HostClock())
 
     def new_turn(self) -> Turn:
@@ -117,6 +126,13 @@ class TorchMemory(Workplace):
         if self._stream is None:
             return NoTurn()
         return turn_on(str(torch.cuda.get_device_properties(self.device).uuid))
+
+    def settle(self) -> None:
+        import torch
+
+        if self._stream is not None:
+            torch.cuda.set_stream(self._stream)
+            self._settled = get_ident()
 
     def upload(self, array: np.ndarray) -> Array:
         """The card reads a shared array in place, so it must not change before a download is done."""
@@ -161,6 +177,17 @@ class TorchMemory(Workplace):
     def as_tensor(self, array: Array) -> Array:
         """The array itself if it is a tensor, else its upload."""
         return self.upload(array) if isinstance(array, np.ndarray) else array
+
+    def holds(self, tensor: Array) -> bool:
+        """Whether a torch tensor is on the device."""
+        return bool(tensor.get_device() == self._index)
+
+    @cached_property
+    def _index(self) -> int:
+        """How torch numbers the device."""
+        import torch
+
+        return int(torch.empty(0, device=self.device).get_device())
 
     def download(self, array: Array, into: np.ndarray | None = None) -> np.ndarray:
         import torch
@@ -210,8 +237,8 @@ class TorchMemory(Workplace):
 
         It comes after all earlier work of the caller, and all later work comes after it.
         """
-        if self._stream is None:
-            yield 0
+        if self._stream is None or self._settled == get_ident():
+            yield self._stream.cuda_stream if self._stream else 0
             return
         import torch
 

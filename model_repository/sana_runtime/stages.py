@@ -10,7 +10,8 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 
 from sana_runtime.batching import Answer, Call, State, Steps, Tensors, attempt, together
-from sana_runtime.engine import Engine, seconds_of
+from sana_runtime.clock import Lap
+from sana_runtime.engine import Engine, lap_of
 from sana_runtime.errors import RequestError
 from sana_runtime.geometry import Chunk, StreamGeometry
 from sana_runtime.manifest import Manifest
@@ -84,8 +85,8 @@ class Stage(Protocol):
         """Answer requests of different streams; RequestError where one is at fault, others if an engine failed."""
         ...
 
-    def engine_seconds(self) -> float:
-        """How long its engines were at work since this was last asked, on the device that they run on."""
+    def lap(self) -> Lap:
+        """What its engines worked since this was last asked, by the clock of the device that they run on."""
         ...
 
 
@@ -97,6 +98,7 @@ class StatefulStage(ABC, Generic[S]):
     ) -> None:
         self.engines = engines
         self.memory = next(iter(engines.values())).memory
+        self.memory.settle()
         turn = self.memory.new_turn()
         for engine in engines.values():
             engine.memory.turn = turn
@@ -120,8 +122,8 @@ class StatefulStage(ABC, Generic[S]):
         finally:
             self.memory.turn.give()
 
-    def engine_seconds(self) -> float:
-        return seconds_of(self.engines.values())
+    def lap(self) -> Lap:
+        return lap_of(self.engines.values())
 
     def _answer(self, request: Request) -> Steps[Tensors]:
         """Advance the stream by one chunk, or free it if the request closes it."""
@@ -192,7 +194,9 @@ class VAEEncoderStage(VAEStage):
         places = self.places(request, state)
         lying, place = self.frames_place(places, "frames", chunk), self.latent_place(places, chunk)
         frames = request.tensor("frames", "uint8", self.frames_shape(chunk.frames), lying)
-        outputs, carried = yield from step({"frames": frames}, state.carried if state else None)
+        # They cross to a GPU while the host prepares the rest.
+        given = self.memory.upload(frames)
+        outputs, carried = yield from step({"frames": given}, state.carried if state else None)
         source = self.made(outputs["source"], place, self.empty_latent(0))
         return {"source": source}, VAEState(carried, places.regions)
 
@@ -238,8 +242,8 @@ class TextEncoderStage:
         """Encode the prompts of chunks; a prompt that changes is rare, so they are encoded one after another."""
         return [attempt(partial(self.run, request)) for request in requests]
 
-    def engine_seconds(self) -> float:
-        return seconds_of([self._engine])
+    def lap(self) -> Lap:
+        return lap_of([self._engine])
 
     def run(self, request: Request) -> Tensors:
         """Encode the prompt of the chunk; a closing request is answered with zeros."""

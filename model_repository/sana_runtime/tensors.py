@@ -1,6 +1,7 @@
 """What an engine says about its tensors."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 
@@ -19,11 +20,16 @@ class TensorSpec:
         """Why a numpy array or torch tensor cannot be this tensor, or None if it can."""
         if (dtype := dtype_name(array)) != self.dtype:
             return f"tensor {self.name} has dtype {dtype}, the engine takes {self.dtype}"
-        if tuple(array.shape) != self.shape:
+        if array.shape != self.shape:
             return f"tensor {self.name} has shape {list(array.shape)}, the engine takes {list(self.shape)}"
         return None
 
 
 def dtype_name(array: Any) -> str:
     """`float32`, `bfloat16` and so on, of a numpy array or a torch tensor."""
-    return str(array.dtype).removeprefix("torch.")
+    return _name(array.dtype)
+
+
+@cache
+def _name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")

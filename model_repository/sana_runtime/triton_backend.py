@@ -3,14 +3,17 @@
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+import numpy as np
+
 from sana_runtime import bridge
 from sana_runtime.batching import Answer, attempt
+from sana_runtime.clock import Lap
 from sana_runtime.denoiser import DenoiserStage
 from sana_runtime.engine import Engine, describe, load_engine
 from sana_runtime.errors import RepositoryError, RequestError, choose
@@ -75,14 +78,13 @@ class StageModel:
         self._pb = pb_utils
         self.stage = load_stage(self.name, Path(args["model_repository"]).parent, args["model_version"])
         # Loading runs engines too, which is no chunk's time.
-        self.stage.engine_seconds()
+        self.stage.lap()
         self.metrics = Metrics(pb_utils, self.name, getattr(self.stage, "sessions", None))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         started = time.perf_counter()
         answers = [self._respond(answer) for answer in self._run(requests)]
-        engines = self.stage.engine_seconds()
-        self.metrics.collect(len(requests), time.perf_counter() - started, engines)
+        self.metrics.collect(len(requests), time.perf_counter() - started, self.stage.lap())
         return answers
 
     def finalize(self) -> None:
@@ -111,11 +113,27 @@ class StageModel:
         return self._pb.InferenceResponse(error=self._pb.TritonError(sentence, code))
 
 
+class Views(Mapping[str, np.ndarray]):
+    """A request's tensors by name, as views that end with the answer; one that nobody asks for costs nothing."""
+
+    def __init__(self, request: Any) -> None:
+        self._tensors = {tensor.name(): tensor for tensor in request.inputs()}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return bridge.to_numpy(self._tensors[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
 def parse(request: Any) -> Request:
-    """The backend's request object as a `Request`; its tensors are views that end with the answer."""
+    """The backend's request object as a `Request`."""
     flags = request.flags()
     return Request(
-        tensors={tensor.name(): bridge.to_numpy(tensor) for tensor in request.inputs()},
+        tensors=Views(request),
         parameters=json.loads(request.parameters() or "{}"),
         correlation=str(request.correlation_id()),
         start=bool(flags & START),
@@ -149,12 +167,12 @@ class Metrics:
             self._families[name].Metric(labels=labels, buckets=list(self.BUCKETS)) for name in ("seconds", "engines")
         ]
         self._sessions, self._published = sessions, dict[str, int]()
-        self._collected, self._closing = deque[tuple[float, float]](), Event()
+        self._collected, self._closing = deque[tuple[float, Lap]](), Event()
         self._thread = Thread(target=self._run, name="metrics", daemon=True)
         self._thread.start()
 
-    def collect(self, chunks: int, seconds: float, engines: float) -> None:
-        """Note the time of chunks that were answered together, and how long engines were at work on them."""
+    def collect(self, chunks: int, seconds: float, engines: Lap) -> None:
+        """Note the time of chunks that were answered together, and what engines worked on them."""
         self._collected.extend([(seconds, engines)] * chunks)
 
     def close(self) -> None:
@@ -169,8 +187,9 @@ class Metrics:
 
     def _publish(self) -> None:
         while self._collected:
-            for times, seconds in zip(self._times, self._collected.popleft(), strict=True):
-                times.observe(seconds)
+            seconds, engines = self._collected.popleft()
+            for times, value in zip(self._times, (seconds, engines()), strict=True):
+                times.observe(value)
         if self._sessions is not None:
             found = {name: getattr(self._sessions, name) for name in self._counts}
             for name in [name for name, count in found.items() if self._published.get(name) != count]:

@@ -28,7 +28,7 @@ POINTERS = {
     "buffer_ptr": "*bf16", "kept_ptr": "*bf16", "y_ptr": "*bf16", "skip_ptr": "*bf16", "bias_ptr": "*fp32",
     "m_ptr": "*fp16", "v_ptr": "*fp16", "u_ptr": "*fp16", "w_ptr": "*fp16", "x_ptr": "*bf16", "frames_ptr": "*u8",
     "first": "i32", "into_ptr": "*bf16", "from_ptr": "*bf16", "table_ptr": "*i64", "moves_ptr": "*i64", "slot": "i32",
-    "size": "i32",
+    "offset": "i32", "size": "i32",
 }  # fmt: skip
 
 

@@ -58,7 +58,7 @@ def launch_some() -> torch.Tensor:
     conv.run_product(p, v, u, m, 0, conv.tile_for(p, SM))
     x = torch.zeros(1, 8, 224, dtype=torch.bfloat16)
     dit_launcher.run_residual_norm(x, x, None, None, None, None, None, 1, True, True, None)
-    address_ops.run_move(x, torch.zeros(1, dtype=torch.int64), 0, there=True)
+    address_ops.run_move(x, torch.zeros(1, dtype=torch.int64), 0, 0, there=True)
     address_ops.run_moves(torch.zeros(1, dtype=torch.int64), torch.zeros(1, 5, dtype=torch.int64), aligned=True)
     return buffer
 

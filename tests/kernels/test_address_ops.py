@@ -27,24 +27,26 @@ def table(device: torch.device, *tensors: Tensor) -> Tensor:
 @pytest.mark.parametrize("shape", SIZES.values(), ids=SIZES)
 def test_kernels(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
     values, room = case(shape, dtype, device)
-    inside = room[: values.numel()]
-    run_move(values, table(device, values, inside), 1, there=True)
+    inside = room[16 : 16 + values.numel()]
+    run_move(values, table(device, values, room), 1, 16 * dtype.itemsize, there=True)
     assert torch.equal(inside.view(shape), values)
-    assert not room[values.numel() :].any()
+    assert not room[:16].any()
+    assert not room[16 + values.numel() :].any()
     back = torch.zeros_like(values)
-    run_move(back, table(device, values, inside), 1, there=False)
+    run_move(back, table(device, values, inside), 1, 0, there=False)
     assert torch.equal(back, values)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_operators(dtype: torch.dtype) -> None:
     values, room = case((3, 5, 7), dtype, torch.device("cpu"))
-    inside = room[: values.numel()]
-    addresses = table(torch.device("cpu"), values, inside)
-    leave(values, addresses, 1)
+    inside = room[16 : 16 + values.numel()]
+    addresses = table(torch.device("cpu"), values, room)
+    leave(values, addresses, 1, 16 * dtype.itemsize)
     assert torch.equal(inside.view(values.shape), values)
-    assert not room[values.numel() :].any()
-    fetch(back := torch.zeros_like(values), addresses, 1)
+    assert not room[:16].any()
+    assert not room[16 + values.numel() :].any()
+    fetch(back := torch.zeros_like(values), addresses, 1, 16 * dtype.itemsize)
     assert torch.equal(back, values)
 
 
@@ -52,6 +54,8 @@ def test_refusals() -> None:
     values = torch.zeros(4, 4)
     with pytest.raises(KernelError, match=r"leave: the tensor has strides \(1, 4\)"):
         leave(values.T, torch.zeros(1, dtype=torch.int64), 0)
+    with pytest.raises(KernelError, match="leave: the offset is 8 bytes, expected a multiple of 16"):
+        leave(values, torch.zeros(1, dtype=torch.int64), 0, 8)
     with pytest.raises(KernelError, match=r"fetch: no slot 1 in a table of torch.int64 \(1,\)"):
         fetch(values, torch.zeros(1, dtype=torch.int64), 1)
     with pytest.raises(KernelError, match=r"fetch: no slot 0 in a table of torch.int32 \(1,\)"):

@@ -1,6 +1,7 @@
 """Copies from a pretended GPU: a tensor whose engine finishes it piece by piece."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -12,11 +13,12 @@ from sana_runtime import memory
 from sana_runtime.memory import TorchMemory
 
 
-@dataclass
+@dataclass(eq=False)
 class Stream:
     """Waits for a mark by doing the work in front of it."""
 
     waited: list[object] = field(default_factory=list)
+    cuda_stream: int = 7
 
     def wait_event(self, mark: "Work") -> None:
         mark.work()
@@ -70,6 +72,30 @@ def test_other_tensors_are_copied_whole(streams: dict[str, Stream]) -> None:
     here.note_pieces(torch.zeros(3), [((slice(0, 2),), Work(pytest.fail)), ((slice(2, 3),), Work(pytest.fail))])
     assert here.download(made, np.zeros(3, np.float32)).tolist() == [1, 1, 1]
     assert streams["caller"].waited == ["synchronized"]
+
+
+def test_a_thread_that_has_settled_and_its_engines_do_not_wait_for_each_other(
+    streams: dict[str, Stream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[object] = []
+    monkeypatch.setattr(torch.cuda, "set_stream", chosen.append)
+    here = TorchMemory("cuda")
+
+    def waited() -> list[object]:
+        with here.stream() as handle:
+            assert handle == streams["engine"].cuda_stream
+        found = [stream.waited.copy() for stream in (streams["engine"], streams["caller"])]
+        for stream in streams.values():
+            stream.waited.clear()
+        return [other for waits in found for other in waits]
+
+    each_other = [streams["caller"], streams["engine"]]
+    assert waited() == each_other
+    here.settle()
+    assert chosen == [streams["engine"]]
+    assert waited() == []
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(waited).result() == each_other
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
