@@ -198,8 +198,8 @@ def measure_alone(repository: Path, chunks: list[np.ndarray], record: Record) ->
     return edited
 
 
-def one_in_flight(server: TritonServer, chunks: Frames, wanted: Frames, record: Record) -> None:
-    """The latency of a chunk and where it goes, after a look at the frames."""
+def watched(server: TritonServer, chunks: Frames, in_flight: int) -> tuple[Timing, Frames, dict[str, Inside]]:
+    """One stream: its times, its edited frames, and what stages say of a chunk meanwhile."""
     said, index = list[dict[str, Inside]](), counting()
 
     def look(frames: np.ndarray) -> np.ndarray:
@@ -207,20 +207,27 @@ def one_in_flight(server: TritonServer, chunks: Frames, wanted: Frames, record: 
             said.append(inside(server.metrics_url))
         return frames
 
-    timing, edited = asyncio.run(stream(server.grpc_url, pieces_of(chunks), 1, SKIPPED, look))
+    timing, edited = asyncio.run(stream(server.grpc_url, pieces_of(chunks), in_flight, SKIPPED, look))
+    before, after = said
+    return timing, edited, {name: after[name].since(before[name]) for name in STAGES}
+
+
+def one_in_flight(server: TritonServer, chunks: Frames, wanted: Frames, record: Record) -> None:
+    """The latency of a chunk and where it goes, after a look at the frames."""
+    timing, edited, stages = watched(server, chunks, 1)
     record.note("psnr_to_stages_alone", min(map(psnr, edited, wanted)))
     check("served frames", record.figures["psnr_to_stages_alone"])
     record.note("one_in_flight", asdict(timing))
-    before, after = said
-    places = by_place(timing, {name: after[name].since(before[name]) for name in STAGES})
+    places = by_place(timing, stages)
     record.note("by_place", places)
     record.note("outside_engines", 1 - places["engines"] / timing.mean)
 
 
 def several(server: TritonServer, chunks: Frames, slots: int, record: Record) -> None:
     """As fast as it goes with three chunks in flight, then live streams, as many as there are slots for."""
-    timing, _ = asyncio.run(stream(server.grpc_url, pieces_of([*chunks, *chunks[1:]]), 3, SKIPPED, len))
+    timing, _, stages = watched(server, [*chunks, *chunks[1:]], 3)
     record.note("three_in_flight", asdict(timing))
+    record.note("engines_with_three_in_flight", sum(stage.engines for stage in stages.values()))
     record.note("frames_per_second", len(chunks[1]) / timing.interval)
     for count in [count for count in LIVE if count <= slots]:
         seconds = asyncio.run(live(server.grpc_url, chunks, count, FPS, LIVE_SKIPPED))
