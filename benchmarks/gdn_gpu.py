@@ -195,7 +195,8 @@ def rows_to_try(launch: Launch) -> Iterator[tuple[str, Launch]]:
     """The row with other parameters for one kernel, by its name."""
     for kernel, phases in SWEEP.items():
         for phase, share in itertools.product(phases, PROGRAMS[kernel]):
-            yield kernel, dataclasses.replace(launch, **{kernel: phase, "programs": int(launch.programs * share)})
+            changed = {kernel: phase, "programs": int(launch.programs * share), "fused": None}
+            yield kernel, dataclasses.replace(launch, **changed)
 
 
 def tune(precision: str, frames: int, launch: Launch) -> list[tuple[str, Phase, int, float]]:

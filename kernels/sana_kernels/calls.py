@@ -54,8 +54,10 @@ def workspace(p: Problem) -> dict[str, Buffer]:
         "history_z": Buffer((p.chains, frames, p.key_pad), "float32"),
     }
     if p.fused:
-        buffers |= {name: Buffer((p.all_tokens, p.hidden), operand) for name in ("keys_rot", "weighted")}
-        buffers["keys"] = Buffer((p.all_tokens, p.heads * p.key_step), operand)
+        key = "bfloat16" if p.precision == "bf16" else "float16"
+        buffers["keys"] = Buffer((p.pieces, p.all_tokens, p.heads * p.key_step), key)
+        buffers["keys_rot"] = Buffer((p.pieces, p.all_tokens, p.hidden), key)
+        buffers["weighted"] = Buffer((p.weighted_pieces, p.all_tokens, p.hidden), "bfloat16")
         buffers |= {"inverse_q": Buffer((p.all_tokens,), "float32"), "decay": Buffer((frames,), "float32")}
         buffers |= {} if p.summed else {"root": Buffer((p.heads, p.all_tokens), "float32")}
     return buffers
@@ -71,8 +73,9 @@ def calls(p: Problem, launch: Launch) -> list[Call]:
     splits = min(blocks, -(-launch.programs // p.all_frames))
     scan = {"p": p, "ROWS": rows, "STAGES": launch.scan.stages}
     readout = {"epsilon": EPSILON, "p": p, "TOKENS": reading.size, "SPLITS": splits}
+    summing = launch.fused or launch.summaries if p.fused else launch.summaries
     listed = [
-        _call("summaries", (p.all_frames, 2, 1), launch.summaries, {"p": p, "TOKENS": launch.summaries.size}),
+        _call("summaries", (p.all_frames, 2, 1), summing, {"p": p, "TOKENS": summing.size}),
         _call("scan", (p.streams, p.value_pad // rows + 1, p.chains), launch.scan, scan),
         _call("readout", (p.all_frames, splits, 1), reading, readout),
     ]

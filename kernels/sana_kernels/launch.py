@@ -28,6 +28,7 @@ class Phase:
 class Launch:
     """How the three phases are launched: the figures of `source`, apart from what `changed` names.
 
+    `fused` is summaries of fused operands, which lie as products read them, where it differs from `summaries`.
     `apart` is the readout of more than three frames, whose past and later are apart, where it differs from `readout`.
     `programs` is how many the readout is split into: two per multiprocessor, as frames alone do not fill a large card.
     `threefold`: products in fp32 run on tensor cores, where those compute TF32 more than three times as fast as others
@@ -42,6 +43,7 @@ class Launch:
     programs: int = 0
     threefold: bool = False
     apart: Phase | None = None
+    fused: Phase | None = None
 
 
 MULTIPROCESSORS = {80: 108, 86: 82, 89: 128, 90: 132, 100: 148, 120: 170, 121: 48}
@@ -79,7 +81,17 @@ ROWS = {
     (121, "bf16"): Launch(Phase(8, 32), Phase(8, 1), Phase(4, 32)),
 }
 
-LAUNCHES = {key: replace(row, programs=row.programs or 2 * MULTIPROCESSORS[key[0]]) for key, row in ROWS.items()}
+FUSED = {(90, "fp32"): Phase(8, 64, 3), (90, "tf32"): Phase(8, 64, 3)}
+"""Summaries of fused operands. Elsewhere they are as in bf16, whose products they have. Not measured."""
+
+LAUNCHES = {
+    (sm, precision): replace(
+        row,
+        programs=row.programs or 2 * MULTIPROCESSORS[sm],
+        fused=FUSED.get((sm, precision), ROWS[sm, "bf16"].summaries),
+    )
+    for (sm, precision), row in ROWS.items()
+}
 
 
 @cache

@@ -117,11 +117,23 @@ class Problem:
 
     @property
     def summed(self) -> bool:
-        """Whether a padded row of prepared keys has room for one number more, with which products sum weighted keys.
+        """Whether a padded row of prepared keys has room for one number more, with which products sum weighted keys."""
+        return self.fused and self.key_pad > self.key_dim
 
-        Not of float32 keys: there the room costs more than the sum, and TF32 would round what is summed.
-        """
-        return self.fused and self.precision == "bf16" and self.key_pad > self.key_dim
+    @property
+    def pieces(self) -> int:
+        """Float16 numbers whose sum is a prepared key: one has the bits of TF32, two nearly those of float32."""
+        return 2 if self.fused and self.precision == "fp32" else 1
+
+    @property
+    def weighted_pieces(self) -> int:
+        """The same of keys that meet values, in bfloat16 as those are: two have more bits than TF32, three all."""
+        return {"bf16": 1, "tf32": 2, "fp32": 3}[self.precision] if self.fused else 1
+
+    @property
+    def lacked(self) -> float:
+        """A factor that prepared keys lack: in float16, with its short range, they are as large as normed rows."""
+        return self.key_scale if self.fused and self.precision != "bf16" else 1.0
 
     @property
     def room(self) -> int:

@@ -47,15 +47,25 @@ def sum_squares(x):
 
 
 @triton.jit
+def store_pieces(ptr, x, inside, apart: tl.constexpr, growth: tl.constexpr, pieces: tl.constexpr):
+    """x as a sum of numbers in the type of `ptr`, `apart` elements from each other; what is left is kept grown."""
+    for piece in tl.static_range(pieces):
+        nearest = x.to(ptr.dtype.element_ty)
+        tl.store(ptr + piece * apart, nearest, mask=inside)
+        x = (x - nearest.to(tl.float32)) * growth
+
+
+@triton.jit
 def store_keys(keys, keys_rot, weighted, x, roots, angles, groups, p: tl.constexpr):
     """Keys plain and rotated, both times sqrt(b), and rotated times b."""
     at = groups[:, None] * p.lanes + tl.arange(0, p.lanes)[None, :]
     apart = (groups * p.lanes // p.key_dim * p.room)[:, None]
     inside = (groups < p.groups)[:, None]
     rotated = turned(x, angles) * roots
-    tl.store(keys + at + apart, (x * roots).to(keys.dtype.element_ty), mask=inside)
-    tl.store(keys_rot + at, rotated.to(keys_rot.dtype.element_ty), mask=inside)
-    tl.store(weighted + at, (rotated * roots).to(weighted.dtype.element_ty), mask=inside)
+    store_pieces(keys + at + apart, x * roots, inside, p.all_tokens * p.heads * p.key_step, 2.0, p.pieces)
+    store_pieces(keys_rot + at, rotated, inside, p.all_tokens * p.hidden, 2.0, p.pieces)
+    whole = rotated * roots * p.lacked
+    store_pieces(weighted + at, whole, inside, p.all_tokens * p.hidden, 1.0, p.weighted_pieces)
 
 
 @triton.jit
@@ -66,10 +76,10 @@ def prepare_roots(beta, root, keys, row, p: tl.constexpr):
     roots = tl.sqrt(sigmoid(raw))
     if p.summed:
         room = tl.arange(0, p.room_pad)
-        group = tl.where(room[None, :] == 0, roots[:, None], 0.0)
+        group = tl.where(room[None, :] == 0, roots[:, None] / p.lacked, 0.0)
         at = heads[:, None] * p.key_step + p.key_dim + room[None, :]
         inside = (heads < p.heads)[:, None] & (room < p.room)[None, :]
-        tl.store(keys + at, group.to(keys.dtype.element_ty), mask=inside)
+        store_pieces(keys + at, group, inside, p.all_tokens * p.heads * p.key_step, 2.0, p.pieces)
     else:
         tl.store(root + heads * p.all_tokens + row, roots, mask=heads < p.heads)
 
@@ -83,7 +93,8 @@ def prepare_keys(k, beta, k_weight, rope, keys, keys_rot, weighted, epsilon: tl.
     weights = load_groups(k_weight, left, p), load_groups(k_weight, right, p)
     roots = load_roots(beta, left, p), load_roots(beta, right, p)
     angles = load_angles(rope, left, p), load_angles(rope, right, p)
-    factor = tl.rsqrt((sum_squares(first) + sum_squares(second)) / p.hidden + epsilon) * p.key_scale
+    scale: tl.constexpr = p.key_scale / p.lacked
+    factor = tl.rsqrt((sum_squares(first) + sum_squares(second)) / p.hidden + epsilon) * scale
     first, second = tl.maximum(first * weights[0], 0.0) * factor, tl.maximum(second * weights[1], 0.0) * factor
     store_keys(keys, keys_rot, weighted, first, roots[0], angles[0], left, p)
     store_keys(keys, keys_rot, weighted, second, roots[1], angles[1], right, p)
@@ -95,10 +106,10 @@ def prepare(
 ):
     """What is done to whole rows, before heads are apart. Grid: tokens, {q, k}.
 
-    inverse_q (B N,) is 1 / rms of q. Of k, with b = sigmoid(beta): keys (B N, h, p.key_step) and keys_rot (B N, C),
-    plain and rotated, times sqrt(b), and weighted (B N, C), rotated times b. sqrt(b) itself lies behind the plain keys
-    of a head where those are padded, else in root (h, B N). A row is two pieces, as the next power of two would be
-    nearly twice as wide.
+    inverse_q (B N,) is 1 / rms of q. Of k, with b = sigmoid(beta): keys (pieces, B N, h, p.key_step) and keys_rot
+    (pieces, B N, C), plain and rotated, times sqrt(b), over p.lacked, and weighted (p.weighted_pieces, B N, C), rotated
+    times b. sqrt(b) itself lies behind the plain keys of a head where those are padded, else in root (h, B N). A row is
+    read in two parts, as the next power of two would be nearly twice as wide.
     """
     row = tl.program_id(0).to(tl.int64)
     keys += row * (p.heads * p.key_step)
@@ -149,12 +160,55 @@ def load_keys(prepared, k, beta, first, head, rows, p: tl.constexpr, STEP: tl.co
 
 
 @triton.jit
+def add_square(total, tile, prepared, first, head, rows, p: tl.constexpr, STEP: tl.constexpr):
+    """total + tile^T tile. Products of large and small pieces mirror each other: there is one, with the small twice."""
+    if p.pieces == 2:
+        small = load_keys(prepared + p.all_tokens * p.heads * STEP, None, None, first, head, rows, p, STEP, True)
+        # What tensor cores cut off their sums must not grow with the frame.
+        total += tl.dot(tl.trans(tile), tile, tl.dot(tl.trans(tile), small))
+    else:
+        total += product(tl.trans(tile), tile, p)
+    return total
+
+
+@triton.jit
+def completed(total, p: tl.constexpr):
+    """A sum of squares with each of two mirrored products in its place, and with the factor that its keys lack."""
+    if p.pieces == 2:
+        total = 0.5 * (total + tl.trans(total))
+    return total * (p.lacked * p.lacked)
+
+
+@triton.jit
+def load_weighted(weighted, k_rot, beta, first, head, rows, p: tl.constexpr):
+    """A tile of rotated keys times b; one of several pieces is their sum, in float32."""
+    pieces: tl.constexpr = p.weighted_pieces
+    tile = load_keys(weighted, k_rot, beta, first, head, rows, p, p.key_dim, False)
+    for piece in tl.static_range(1, pieces):
+        at = weighted + piece * (p.all_tokens * p.hidden)
+        tile = tile.to(tl.float32) + load_keys(at, None, None, first, head, rows, p, p.key_dim, False).to(tl.float32)
+    return tile
+
+
+@triton.jit
+def add_written(total, values, weighted, first, head, rows, p: tl.constexpr):
+    """total + v^T b k_rot of a tile with values in bfloat16: a product per piece of the keys, smallest first."""
+    part = total if p.precision == "tf32" else tl.zeros_like(total)
+    for piece in tl.static_range(p.weighted_pieces - 1, -1, -1):
+        at = weighted + piece * (p.all_tokens * p.hidden)
+        tile = load_keys(at, None, None, first, head, rows, p, p.key_dim, False)
+        part = tl.dot(tl.trans(values), tile, part)
+    return part if p.precision == "tf32" else total + part
+
+
+@triton.jit
 def load_values(v, first, column, rows, p: tl.constexpr):
     """A tile of values as products read it; `column` counts key channels, a fused head has as many value channels."""
     columns = tl.arange(0, p.value_pad)
     inside = (rows < p.tokens)[:, None] & (columns < p.value_dim)[None, :]
     at = first * p.rows.v + column + rows[:, None] * p.rows.v + columns[None, :]
-    return operand(tl.load(v + at, mask=inside, other=0.0), p)
+    tile = tl.load(v + at, mask=inside, other=0.0)
+    return tile if p.weighted_pieces > 1 and tile.dtype == tl.bfloat16 else operand(tile, p)
 
 
 @triton.jit
@@ -172,8 +226,9 @@ def sum_erased(keys, keys_rot, k, k_rot, beta, erase_kv, erase_z, write_z, p: tl
         rows = start + tl.arange(0, TOKENS)
         rotated = load_keys(keys_rot, k_rot, beta, first, head, rows, p, p.key_dim, True)
         plain = load_keys(keys, k, beta, first, head, rows, p, p.key_step, True)
-        sum_kv += product(tl.trans(rotated), rotated, p)
-        sum_z += product(tl.trans(plain), plain, p)
+        sum_kv = add_square(sum_kv, rotated, keys_rot, first, head, rows, p, p.key_dim)
+        sum_z = add_square(sum_z, plain, keys, first, head, rows, p, p.key_step)
+    sum_kv, sum_z = completed(sum_kv, p), completed(sum_z, p)
     if p.summed:
         columns = tl.arange(0, p.key_pad)
         behind = columns == p.key_dim
@@ -182,6 +237,16 @@ def sum_erased(keys, keys_rot, k, k_rot, beta, erase_kv, erase_z, write_z, p: tl
         sum_z = tl.where(behind[:, None] | behind[None, :], 0.0, sum_z)
     store_matrix(erase_kv + frame * p.key_pad * p.key_pad, sum_kv)
     store_matrix(erase_z + frame * p.key_pad * p.key_pad, sum_z)
+
+
+@triton.jit
+def load_weighted_keys(keys, k, root, beta, first, head, rows, p: tl.constexpr):
+    """A tile of plain keys times b, in float32. Prepared keys have one sqrt(b) of two."""
+    tile = load_keys(keys, k, beta, first, head, rows, p, p.key_dim, False).to(tl.float32)
+    if p.pieces == 2:
+        small = keys + p.all_tokens * p.hidden
+        tile += 0.5 * load_keys(small, None, None, first, head, rows, p, p.key_dim, False).to(tl.float32)
+    return tile * load_factors(root, first, head, rows, p)[:, None] if p.fused else tile
 
 
 @triton.jit
@@ -194,15 +259,16 @@ def sum_written(keys, weighted, k, k_rot, v, root, beta, write_kv, write_z, p: t
     for start in range(0, p.tokens, TOKENS):
         rows = start + tl.arange(0, TOKENS)
         values = load_values(v, first, column, rows, p)
-        rotated = load_keys(weighted, k_rot, beta, first, head, rows, p, p.key_dim, False)
-        sum_kv += product(tl.trans(values), rotated, p)
+        if p.weighted_pieces > 1 and values.dtype == tl.bfloat16:
+            sum_kv = add_written(sum_kv, values, weighted, first, head, rows, p)
+        else:
+            rotated = load_weighted(weighted, k_rot, beta, first, head, rows, p)
+            sum_kv += product(tl.trans(values), rotated, p)
         if not p.summed:
-            plain = load_keys(keys, k, beta, first, head, rows, p, p.key_dim, False).to(tl.float32)
-            # Prepared keys have one sqrt(b) of two.
-            sum_z += plain * load_factors(root, first, head, rows, p)[:, None] if p.fused else plain
+            sum_z += load_weighted_keys(keys, k, root, beta, first, head, rows, p)
     store_matrix(write_kv + frame * p.value_pad * p.key_pad, sum_kv)
     if not p.summed:
-        tl.store(write_z + frame * p.key_pad + tl.arange(0, p.key_pad), tl.sum(sum_z, axis=0))
+        tl.store(write_z + frame * p.key_pad + tl.arange(0, p.key_pad), tl.sum(sum_z, axis=0) * p.lacked)
 
 
 @triton.jit

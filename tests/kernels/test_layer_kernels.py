@@ -58,6 +58,32 @@ def test_bf16_projections_lose_less_than_twice_their_own_rounding(shape: str, de
         assert off(got, wanted) < 2 * off(reference, wanted)
 
 
+@pytest.mark.parametrize("precision", LIMITS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bf16_projections_leave_as_exact_a_state(shape: str, precision: str, device: torch.device) -> None:
+    tensors, state, frames = case(shape)
+    rounded = {name: x.bfloat16().double() if name in TOKENS else x.float().double() for name, x in tensors.items()}
+    state = State(state.kv.float().double(), state.z.float().double())
+    out, after = naive_layer.gdn_layer_core(**rounded, state=state, frames=frames)
+    placed = {name: x.to(device, torch.bfloat16 if name in TOKENS else torch.float32) for name, x in rounded.items()}
+    placed |= {"state_kv": state.kv.float().to(device), "state_z": state.z.float().to(device)}
+    got, *got_after = run_gdn_layer_core(**placed, frames=frames, precision=precision)
+    assert off(got, out) < LIMITS[precision] + 2**-8
+    for part, wanted in zip(got_after, after, strict=True):
+        assert off(part, wanted) < LIMITS[precision]
+
+
+@pytest.mark.parametrize("precision", LIMITS)
+def test_large_keys_fit_the_range_of_their_pieces(precision: str, device: torch.device) -> None:
+    tensors, state, frames = case("head of the model")
+    # All of a row in one channel is as large as a normed key can be.
+    tensors["k"][..., 0] = 1e4
+    tensors["k_weight"] *= 100
+    out, after = naive_layer.gdn_layer_core(**tensors, state=state, frames=frames)
+    for got, wanted in zip(run(tensors, state, frames, precision, device), (out, *after), strict=True):
+        assert off(got, wanted) < 1e-2
+
+
 def test_every_row_of_a_batch_can_stand_at_its_own_time(device: torch.device) -> None:
     tensors, state, frames = case("ragged")
     tensors["rope"] = torch.stack([tensors["rope"], tensors["rope"].flip(0)])
@@ -102,9 +128,10 @@ def test_the_output_can_be_e4m3(device: torch.device) -> None:
     assert off(got.float() * step, out) < 0.04
 
 
-@pytest.mark.parametrize("shape", ["ragged", "head of the model"])
+@pytest.mark.parametrize("precision", ["bf16", *LIMITS])
+@pytest.mark.parametrize("shape", ["one frame", "ragged", "head of the model"])
 def test_nothing_is_read_that_was_not_written(
-    shape: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    shape: str, precision: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     allocate = launcher.allocate
 
@@ -112,7 +139,7 @@ def test_nothing_is_read_that_was_not_written(
         return {name: tensor.fill_(torch.nan) for name, tensor in allocate(p, device).items()}
 
     tensors, state, frames = case(shape)
-    clean = run(tensors, state, frames, "bf16", device)
+    clean = run(tensors, state, frames, precision, device)
     monkeypatch.setattr(launcher, "allocate", rubbish)
-    for got, wanted in zip(run(tensors, state, frames, "bf16", device), clean, strict=True):
+    for got, wanted in zip(run(tensors, state, frames, precision, device), clean, strict=True):
         assert torch.equal(got, wanted)
