@@ -37,12 +37,12 @@ def run_gdn_layer_core(
     q_weight: Tensor, k_weight: Tensor, rate_bias: Tensor, a_log: Tensor, rope: Tensor,
     state_kv: Tensor | None, state_z: Tensor | None, frames: int, precision: str = "bf16", factor: Tensor | None = None,
 ) -> Result:  # fmt: skip
-    """naive_layer.gdn_layer_core on the kernels, with `precision` as in run_gdn, or better where tokens are summed. In
-    tf32 and fp32 values of k_weight beyond 900 may leave the range of what is summed.
+    """naive_layer.gdn_layer_core on the kernels, with `precision` as in run_gdn, or better where tokens are summed.
 
     q, k, v, gate (B, N, C) and beta, rate (B, N, h) in one floating type, each columns of some contiguous (B, N, ...);
     weights and rope in any floating type, contiguous; the state in float32. With a `factor` (1,) float32, the output is
-    E4M3 of that many times the result. Raises KernelError for anything else.
+    E4M3 of that many times the result. In tf32 and fp32 a k_weight beyond 900 may leave the range of what is summed.
+    Raises KernelError for anything else.
     """
     tensors = _present(locals())
     return _run(layer_problem("gdn_layer_core", tensors, frames, precision), tensors, _new_output(q, factor))
