@@ -4,9 +4,9 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from math import prod
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,7 +64,7 @@ def fit(array: Array, memory: TorchMemory) -> Tensor:
 
 
 def nbytes(spec: TensorSpec) -> int:
-    return int(np.prod(spec.shape)) * getattr(torch, spec.dtype).itemsize
+    return prod(spec.shape) * int(getattr(torch, spec.dtype).itemsize)
 
 
 class Numbers:

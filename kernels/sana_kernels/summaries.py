@@ -141,17 +141,22 @@ def frame_decay(rate, rate_bias, a_log, first, head, p: tl.constexpr, TOKENS: tl
 
 
 @triton.jit
-def load_keys(prepared, k, beta, first, head, rows, p: tl.constexpr, STEP: tl.constexpr, ROOT: tl.constexpr):
-    """A tile of keys as products read it: prepared from raw operands, of the others times b, or its ROOT.
-
-    Heads of what is prepared have STEP channels.
-    """
+def load_piece(prepared, piece: tl.constexpr, first, head, rows, p: tl.constexpr, STEP: tl.constexpr):
+    """A tile of one piece of prepared keys, whose heads have STEP channels."""
     columns = tl.arange(0, p.key_pad)
+    inside = (rows < p.tokens)[:, None] & (columns < STEP)[None, :]
+    prepared += piece * (p.all_tokens * p.heads * STEP)
+    prepared += first * (p.heads * STEP) + head * STEP
+    return tl.load(prepared + rows[:, None] * (p.heads * STEP) + columns[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def load_keys(prepared, k, beta, first, head, rows, p: tl.constexpr, STEP: tl.constexpr, ROOT: tl.constexpr):
+    """A tile of keys as products read it: the first piece of prepared ones, of the others times b, or its ROOT."""
     if p.fused:
-        inside = (rows < p.tokens)[:, None] & (columns < STEP)[None, :]
-        prepared += first * (p.heads * STEP) + head * STEP
-        tile = tl.load(prepared + rows[:, None] * (p.heads * STEP) + columns[None, :], mask=inside, other=0.0)
+        tile = load_piece(prepared, 0, first, head, rows, p, STEP)
     else:
+        columns = tl.arange(0, p.key_pad)
         factor = load_factors(beta, first, head, rows, p)
         factor = tl.sqrt(factor) if ROOT else factor
         tile = load_tile(k + first * p.key_dim, rows, columns, p.key_dim, p.tokens, p.key_dim) * factor[:, None]
@@ -163,7 +168,7 @@ def load_keys(prepared, k, beta, first, head, rows, p: tl.constexpr, STEP: tl.co
 def add_square(total, tile, prepared, first, head, rows, p: tl.constexpr, STEP: tl.constexpr):
     """total + tile^T tile. Products of large and small pieces mirror each other: there is one, with the small twice."""
     if p.pieces == 2:
-        small = load_keys(prepared + p.all_tokens * p.heads * STEP, None, None, first, head, rows, p, STEP, True)
+        small = load_piece(prepared, 1, first, head, rows, p, STEP)
         # What tensor cores cut off their sums must not grow with the frame.
         total += tl.dot(tl.trans(tile), tile, tl.dot(tl.trans(tile), small))
     else:
@@ -185,8 +190,7 @@ def load_weighted(weighted, k_rot, beta, first, head, rows, p: tl.constexpr):
     pieces: tl.constexpr = p.weighted_pieces
     tile = load_keys(weighted, k_rot, beta, first, head, rows, p, p.key_dim, False)
     for piece in tl.static_range(1, pieces):
-        at = weighted + piece * (p.all_tokens * p.hidden)
-        tile = tile.to(tl.float32) + load_keys(at, None, None, first, head, rows, p, p.key_dim, False).to(tl.float32)
+        tile = tile.to(tl.float32) + load_piece(weighted, piece, first, head, rows, p, p.key_dim).to(tl.float32)
     return tile
 
 
@@ -195,9 +199,7 @@ def add_written(total, values, weighted, first, head, rows, p: tl.constexpr):
     """total + v^T b k_rot of a tile with values in bfloat16: a product per piece of the keys, smallest first."""
     part = total if p.precision == "tf32" else tl.zeros_like(total)
     for piece in tl.static_range(p.weighted_pieces - 1, -1, -1):
-        at = weighted + piece * (p.all_tokens * p.hidden)
-        tile = load_keys(at, None, None, first, head, rows, p, p.key_dim, False)
-        part = tl.dot(tl.trans(values), tile, part)
+        part = tl.dot(tl.trans(values), load_piece(weighted, piece, first, head, rows, p, p.key_dim), part)
     return part if p.precision == "tf32" else total + part
 
 
@@ -244,8 +246,7 @@ def load_weighted_keys(keys, k, root, beta, first, head, rows, p: tl.constexpr):
     """A tile of plain keys times b, in float32. Prepared keys have one sqrt(b) of two."""
     tile = load_keys(keys, k, beta, first, head, rows, p, p.key_dim, False).to(tl.float32)
     if p.pieces == 2:
-        small = keys + p.all_tokens * p.hidden
-        tile += 0.5 * load_keys(small, None, None, first, head, rows, p, p.key_dim, False).to(tl.float32)
+        tile += 0.5 * load_piece(keys, 1, first, head, rows, p, p.key_dim).to(tl.float32)
     return tile * load_factors(root, first, head, rows, p)[:, None] if p.fused else tile
 
 
